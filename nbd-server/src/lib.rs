@@ -1,1 +1,3 @@
 //! varve-nbd-server.
+
+pub mod nbd;
