@@ -1,1 +1,5 @@
-//! varve-cache.
+//! varve-cache: bcache.
+#![forbid(unsafe_code)]
+
+pub mod error;
+pub mod format;
