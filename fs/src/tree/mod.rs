@@ -1,0 +1,3 @@
+//! Copy-on-write B-trees.
+
+pub(crate) mod build;
