@@ -89,3 +89,127 @@ pub(crate) fn seal(block: &mut [u8], csum: CsumType) {
     let (field, rest) = block.split_at_mut(CSUM_SIZE);
     field.copy_from_slice(csum.digest(rest).field());
 }
+
+/// Blocks by address, as bytes.
+pub(crate) type TreeBlocks = std::collections::BTreeMap<Logical, Vec<u8>>;
+
+/// How a tree's items divide into blocks: items per leaf, then children per node, level by level.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Shape(Vec<Vec<usize>>);
+
+impl Shape {
+    /// Leaves filled from the left; an empty tree is one empty leaf.
+    pub(crate) fn of(nodesize: u32, items: &[NewItem]) -> Shape {
+        let space = leaf_space(nodesize) as usize;
+        let mut leaves = vec![0];
+        let mut used = 0;
+        for (_, data) in items {
+            let size = ITEM_HEAD_SIZE + data.len();
+            if used + size > space {
+                leaves.push(0);
+                used = 0;
+            }
+            used += size;
+            *leaves.last_mut().expect("at least one leaf") += 1;
+        }
+        let capacity = node_capacity(nodesize) as usize;
+        let mut levels = vec![leaves];
+        while let Some(below) = levels.last().map(Vec::len)
+            && below > 1
+        {
+            let full = std::iter::repeat_n(capacity, below / capacity);
+            let rest = Some(below % capacity).filter(|rest| *rest > 0);
+            levels.push(full.chain(rest).collect());
+        }
+        Shape(levels)
+    }
+
+    pub(crate) fn blocks(&self) -> usize {
+        self.0.iter().map(Vec::len).sum()
+    }
+
+    /// The root's level.
+    pub(crate) fn level(&self) -> u8 {
+        u8::try_from(self.0.len() - 1).expect("a tree built at once has few levels")
+    }
+
+    /// The level of each block, leaves first, the root last.
+    pub(crate) fn levels(&self) -> Vec<u8> {
+        let level = |(level, blocks): (u8, &Vec<usize>)| std::iter::repeat_n(level, blocks.len());
+        (0..).zip(&self.0).flat_map(level).collect()
+    }
+}
+
+/// A whole tree of `items`, whose blocks go to `places`: leaves first, the root last. Unsealed.
+///
+/// # Panics
+/// When `places` are not as many as the tree's [`Shape`] has blocks.
+pub(crate) fn tree(
+    stamp: &Stamp,
+    nodesize: u32,
+    items: &[NewItem],
+    places: &[Logical],
+) -> TreeBlocks {
+    let shape = Shape::of(nodesize, items);
+    assert_eq!(places.len(), shape.blocks(), "one place per block");
+    let mut places = places.iter();
+    let mut blocks = TreeBlocks::new();
+    let mut below: Vec<Pointer> = Vec::new();
+    for (level, counts) in (0u8..).zip(&shape.0) {
+        let mut above = Vec::new();
+        let (mut items, mut children) = (items, &below[..]);
+        for count in counts {
+            let bytenr = *places.next().expect("counted above");
+            let stamp = Stamp { bytenr, ..*stamp };
+            let (block, key) = if level == 0 {
+                let (here, rest) = items.split_at(*count);
+                items = rest;
+                (leaf(&stamp, nodesize, here), here.first().map(|(key, _)| *key))
+            } else {
+                let (here, rest) = children.split_at(*count);
+                children = rest;
+                (node(&stamp, nodesize, level, here), here.first().map(|child| child.key))
+            };
+            let key = key.unwrap_or(Key::MIN);
+            above.push(Pointer { key, block: bytenr, generation: stamp.generation });
+            blocks.insert(bytenr, block);
+        }
+        below = above;
+    }
+    blocks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::block;
+    use crate::format::key::ItemType;
+
+    #[test]
+    fn a_tree_of_many_leaves_holds_every_item_once_and_names_first_keys() {
+        let items: Vec<NewItem> =
+            (1..5000).map(|n| (Key::new(n, ItemType::ORPHAN_ITEM, 0), vec![7; 40])).collect();
+        let shape = Shape::of(4096, &items);
+        assert_eq!(shape.level(), 1);
+        assert!(Shape::of(4096, &items[..3]).level() == 0);
+        let places: Vec<_> = (1..=shape.blocks() as u64).map(|n| Logical(n * 4096)).collect();
+        let stamp = Stamp {
+            fsid: Uuid::nil(),
+            chunk_tree_uuid: Uuid::nil(),
+            bytenr: Logical(0),
+            generation: 1,
+            owner: 5,
+        };
+        let blocks = tree(&stamp, 4096, &items, &places);
+        let root = &blocks[places.last().unwrap()];
+        let mut seen = 0;
+        for slot in 0..Header::parse(root).unwrap().nritems as usize {
+            let pointer = block::pointer(root, slot).unwrap();
+            let leaf = &blocks[&pointer.block];
+            assert_eq!(block::item_head(leaf, 0).unwrap().key, pointer.key);
+            seen += Header::parse(leaf).unwrap().nritems;
+        }
+        assert_eq!(seen as usize, items.len());
+        assert_eq!(shape.levels().len(), places.len());
+    }
+}

@@ -1,0 +1,7 @@
+//! The kernel and btrfs-progs as judges: what they make we read, what we make they accept.
+//!
+//! Needs root, loop devices, a kernel with btrfs, and btrfs-progs; without one of them each test says
+//! which and passes.
+
+mod kernel;
+mod mkfs;
