@@ -49,32 +49,19 @@ pub struct Place {
 
 impl Place {
     pub(crate) fn sector(sector: u64) -> Place {
-        Place {
-            sector: Some(sector),
-            ..Place::default()
-        }
+        Place { sector: Some(sector), ..Place::default() }
     }
 
     pub(crate) fn bucket(bucket: Bucket) -> Place {
-        Place {
-            bucket: Some(bucket),
-            ..Place::default()
-        }
+        Place { bucket: Some(bucket), ..Place::default() }
     }
 
     pub(crate) fn bset(self, number: usize) -> Place {
-        Place {
-            bset: Some(number),
-            ..self
-        }
+        Place { bset: Some(number), ..self }
     }
 
     pub(crate) fn key(self, index: usize, key: Key) -> Place {
-        Place {
-            index: Some(index),
-            key: Some(key),
-            ..self
-        }
+        Place { index: Some(index), key: Some(key), ..self }
     }
 }
 

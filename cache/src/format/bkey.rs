@@ -22,15 +22,9 @@ pub struct Pos {
 }
 
 impl Pos {
-    pub const ZERO: Pos = Pos {
-        inode: 0,
-        offset: 0,
-    };
+    pub const ZERO: Pos = Pos { inode: 0, offset: 0 };
     /// The bound of the root: no key lies behind it.
-    pub const MAX: Pos = Pos {
-        inode: Key::INODE_MAX,
-        offset: Key::OFFSET_MAX,
-    };
+    pub const MAX: Pos = Pos { inode: Key::INODE_MAX, offset: Key::OFFSET_MAX };
 
     pub fn new(inode: u32, offset: u64) -> Pos {
         Pos { inode, offset }
@@ -39,14 +33,8 @@ impl Pos {
     /// The position just before this one; none before the first.
     pub fn before(self) -> Option<Pos> {
         match (self.offset.checked_sub(1), self.inode.checked_sub(1)) {
-            (Some(offset), _) => Some(Pos {
-                inode: self.inode,
-                offset,
-            }),
-            (None, Some(inode)) => Some(Pos {
-                inode,
-                offset: Key::OFFSET_MAX,
-            }),
+            (Some(offset), _) => Some(Pos { inode: self.inode, offset }),
+            (None, Some(inode)) => Some(Pos { inode, offset: Key::OFFSET_MAX }),
             (None, None) => None,
         }
     }
@@ -128,13 +116,7 @@ impl fmt::Display for Ptr {
         } else if self.available() {
             write!(f, "{} gen {}", self.offset(), self.generation())
         } else {
-            write!(
-                f,
-                "dev {} {} gen {}",
-                self.dev(),
-                self.offset(),
-                self.generation()
-            )
+            write!(f, "dev {} {} gen {}", self.dev(), self.offset(), self.generation())
         }
     }
 }
@@ -171,11 +153,7 @@ impl Key {
     pub const INODE_MAX: u32 = 0xF_FFFF;
     pub const OFFSET_MAX: u64 = (1 << 63) - 1;
     pub const SIZE_MAX: u32 = 0xFFFF;
-    pub const ZERO: Key = Key {
-        high: ALWAYS,
-        low: 0,
-        ptr: 0,
-    };
+    pub const ZERO: Key = Key { high: ALWAYS, low: 0, ptr: 0 };
 
     /// A live extent: `[start, end)` of `inode` lies at `ptr`.
     ///
@@ -184,11 +162,7 @@ impl Key {
     pub fn extent(inode: u32, start: u64, end: u64, dirty: bool, ptr: Ptr) -> Key {
         let bare = Key::invalidation(inode, start, end);
         let dirty = if dirty { DIRTY } else { 0 };
-        Key {
-            high: bare.high | dirty | (1 << PTRS_SHIFT),
-            low: bare.low,
-            ptr: ptr.word(),
-        }
+        Key { high: bare.high | dirty | (1 << PTRS_SHIFT), low: bare.low, ptr: ptr.word() }
     }
 
     /// "Nothing is cached here": a key without pointers.
@@ -201,11 +175,7 @@ impl Key {
         assert!(end <= Key::OFFSET_MAX, "a key beyond the key space: {end}");
         let size = end.saturating_sub(start);
         assert!(size <= u64::from(Key::SIZE_MAX), "a key of {size} sectors");
-        Key {
-            high: ALWAYS | (size << SIZE_SHIFT) | u64::from(inode),
-            low: end,
-            ptr: 0,
-        }
+        Key { high: ALWAYS | (size << SIZE_SHIFT) | u64::from(inode), low: end, ptr: 0 }
     }
 
     /// The placeholder of a cache miss in flight: an impossible pointer made of `random` bits, so
@@ -224,10 +194,7 @@ impl Key {
     /// # Panics
     /// When `node_sectors` does not fit a key.
     pub fn node(bound: Pos, node_sectors: u32, ptr: Ptr) -> Key {
-        assert!(
-            node_sectors <= Key::SIZE_MAX,
-            "a node of {node_sectors} sectors"
-        );
+        assert!(node_sectors <= Key::SIZE_MAX, "a node of {node_sectors} sectors");
         Key {
             high: ALWAYS
                 | (1 << PTRS_SHIFT)
@@ -242,11 +209,7 @@ impl Key {
     /// new generation. It serves generation recovery only.
     pub fn freeing(freed: Key, new_generation: u8) -> Key {
         let size = freed.size();
-        Key::node(
-            Pos::ZERO,
-            size,
-            freed.pointer().with_generation(new_generation),
-        )
+        Key::node(Pos::ZERO, size, freed.pointer().with_generation(new_generation))
     }
 
     /// Volume number.
@@ -274,11 +237,7 @@ impl Key {
 
     /// The pointer word, zero when there is none.
     pub(crate) fn pointer(&self) -> Ptr {
-        if self.ptrs() == 0 {
-            Ptr(0)
-        } else {
-            Ptr(self.ptr)
-        }
+        if self.ptrs() == 0 { Ptr(0) } else { Ptr(self.ptr) }
     }
 
     /// One past the last sector: the OFFSET field.
@@ -293,17 +252,11 @@ impl Key {
 
     /// Where the key sorts: its end.
     pub fn pos(&self) -> Pos {
-        Pos {
-            inode: self.inode(),
-            offset: self.low,
-        }
+        Pos { inode: self.inode(), offset: self.low }
     }
 
     pub fn start_pos(&self) -> Pos {
-        Pos {
-            inode: self.inode(),
-            offset: self.start(),
-        }
+        Pos { inode: self.inode(), offset: self.start() }
     }
 
     pub fn is_check(&self) -> bool {
@@ -332,30 +285,19 @@ impl Key {
 
     #[must_use]
     pub(crate) fn with_dirty(self, dirty: bool) -> Key {
-        let high = if dirty {
-            self.high | DIRTY
-        } else {
-            self.high & !DIRTY
-        };
+        let high = if dirty { self.high | DIRTY } else { self.high & !DIRTY };
         Key { high, ..self }
     }
 
     /// The same node key with another bound.
     #[must_use]
     pub(crate) fn with_pos(self, pos: Pos) -> Key {
-        Key {
-            high: (self.high & !INODE_MASK) | u64::from(pos.inode),
-            low: pos.offset,
-            ..self
-        }
+        Key { high: (self.high & !INODE_MASK) | u64::from(pos.inode), low: pos.offset, ..self }
     }
 
     #[must_use]
     fn with_size(self, size: u64) -> Key {
-        Key {
-            high: (self.high & !SIZE_MASK) | ((size << SIZE_SHIFT) & SIZE_MASK),
-            ..self
-        }
+        Key { high: (self.high & !SIZE_MASK) | ((size << SIZE_SHIFT) & SIZE_MASK), ..self }
     }
 
     /// Everything but the place: dirty, pointer count and checksum type.
@@ -431,21 +373,9 @@ impl Key {
         let ptrs = usize::try_from((high >> PTRS_SHIFT) & 7).ok()?;
         let pointers = rest.get(..ptrs)?;
         let key = match pointers {
-            [] => Key {
-                high: *high,
-                low: *low,
-                ptr: 0,
-            },
-            [ptr] => Key {
-                high: *high,
-                low: *low,
-                ptr: *ptr,
-            },
-            _ => Key {
-                high: high & !(7 << PTRS_SHIFT),
-                low: *low,
-                ptr: 0,
-            },
+            [] => Key { high: *high, low: *low, ptr: 0 },
+            [ptr] => Key { high: *high, low: *low, ptr: *ptr },
+            _ => Key { high: high & !(7 << PTRS_SHIFT), low: *low, ptr: 0 },
         };
         Some((key, pointers.len().saturating_add(2)))
     }
@@ -481,11 +411,7 @@ impl fmt::Display for Key {
             Some(ptr) => write!(f, " -> {ptr}")?,
             None => f.write_str(" -> nothing")?,
         }
-        if self.dirty() {
-            f.write_str(" dirty")
-        } else {
-            Ok(())
-        }
+        if self.dirty() { f.write_str(" dirty") } else { Ok(()) }
     }
 }
 
@@ -508,10 +434,7 @@ pub(crate) fn read_keys(words: &[u64]) -> Result<Vec<Key>, Truncated> {
     let mut rest = words;
     while !rest.is_empty() {
         let Some((key, used)) = Key::read(rest) else {
-            return Err(Truncated {
-                index: keys.len(),
-                keys,
-            });
+            return Err(Truncated { index: keys.len(), keys });
         };
         keys.push(key);
         rest = rest.get(used..).unwrap_or(&[]);

@@ -26,10 +26,7 @@ fn words_are_those_the_kernel_writes() {
     let hole = Key::invalidation(0, 8, 16);
     assert_eq!(words(hole), [0x8000_0000_0080_0000, 16]);
     let root = Key::node(Pos::MAX, 512, Ptr::new(5376, 1));
-    assert_eq!(
-        words(root),
-        [0x9000_0000_200F_FFFF, 0x7FFF_FFFF_FFFF_FFFF, 0x0015_0001]
-    );
+    assert_eq!(words(root), [0x9000_0000_200F_FFFF, 0x7FFF_FFFF_FFFF_FFFF, 0x0015_0001]);
     assert_eq!(words(Key::ZERO), [0x8000_0000_0000_0000, 0]);
 }
 
@@ -85,32 +82,14 @@ fn neighbours_merge_only_when_their_data_are_neighbours_in_one_bucket() {
         left.merge(&right(Ptr::new(1008, 7), true), &layout()),
         Merge::Whole(Key::extent(1, 0, 16, true, Ptr::new(1000, 7)))
     );
-    assert_eq!(
-        left.merge(&right(Ptr::new(1009, 7), true), &layout()),
-        Merge::No
-    );
-    assert_eq!(
-        left.merge(&right(Ptr::new(1008, 8), true), &layout()),
-        Merge::No
-    );
-    assert_eq!(
-        left.merge(&right(Ptr::new(1008, 7), false), &layout()),
-        Merge::No
-    );
-    assert_eq!(
-        left.merge(&Key::extent(2, 8, 16, true, Ptr::new(1008, 7)), &layout()),
-        Merge::No
-    );
-    assert_eq!(
-        left.merge(&Key::invalidation(1, 8, 16), &layout()),
-        Merge::No
-    );
+    assert_eq!(left.merge(&right(Ptr::new(1009, 7), true), &layout()), Merge::No);
+    assert_eq!(left.merge(&right(Ptr::new(1008, 8), true), &layout()), Merge::No);
+    assert_eq!(left.merge(&right(Ptr::new(1008, 7), false), &layout()), Merge::No);
+    assert_eq!(left.merge(&Key::extent(2, 8, 16, true, Ptr::new(1008, 7)), &layout()), Merge::No);
+    assert_eq!(left.merge(&Key::invalidation(1, 8, 16), &layout()), Merge::No);
     // 1016 is the last block of its bucket, 1024 the first of the next one.
     let last = Key::extent(1, 0, 8, true, Ptr::new(1016, 7));
-    assert_eq!(
-        last.merge(&right(Ptr::new(1024, 7), true), &layout()),
-        Merge::No
-    );
+    assert_eq!(last.merge(&right(Ptr::new(1024, 7), true), &layout()), Merge::No);
 }
 
 #[test]
@@ -119,10 +98,7 @@ fn a_merge_stops_at_the_largest_size_a_key_can_hold() {
     let right = Key::invalidation(0, 65_000, 66_000);
     assert_eq!(
         left.merge(&right, &layout()),
-        Merge::Partly(
-            Key::invalidation(0, 0, 65_535),
-            Key::invalidation(0, 65_535, 66_000)
-        )
+        Merge::Partly(Key::invalidation(0, 0, 65_535), Key::invalidation(0, 65_535, 66_000))
     );
 }
 
@@ -130,18 +106,13 @@ fn a_merge_stops_at_the_largest_size_a_key_can_hold() {
 fn a_key_with_several_pointers_covers_its_range_and_yields_nothing() {
     let list = [0xA000_0000_0080_0001, 16, 1, 2, 0x8000_0000_0080_0001, 32];
     let keys = read_keys(&list).unwrap();
-    assert_eq!(
-        keys,
-        [Key::invalidation(1, 8, 16), Key::invalidation(1, 24, 32)]
-    );
+    assert_eq!(keys, [Key::invalidation(1, 8, 16), Key::invalidation(1, 24, 32)]);
 }
 
 #[test]
 fn a_cut_key_list_names_the_key_that_does_not_fit() {
-    let mut list = write_keys(&[
-        Key::invalidation(0, 0, 8),
-        Key::extent(0, 8, 16, false, Ptr::new(8, 0)),
-    ]);
+    let mut list =
+        write_keys(&[Key::invalidation(0, 0, 8), Key::extent(0, 8, 16, false, Ptr::new(8, 0))]);
     list.pop();
     let cut = read_keys(&list).unwrap_err();
     assert_eq!((cut.index, cut.keys), (1, vec![Key::invalidation(0, 0, 8)]));

@@ -92,18 +92,11 @@ impl NodeFrame {
     }
 
     pub fn what(&self) -> &'static str {
-        if self.level == 0 {
-            "leaf"
-        } else {
-            "interior node"
-        }
+        if self.level == 0 { "leaf" } else { "interior node" }
     }
 
     pub(crate) fn place(&self, block: usize) -> Place {
-        let per_block = self
-            .block_bytes
-            .checked_div(super::SECTOR_BYTES)
-            .unwrap_or(0);
+        let per_block = self.block_bytes.checked_div(super::SECTOR_BYTES).unwrap_or(0);
         let offset = u64::try_from(block.saturating_mul(per_block)).unwrap_or(0);
         Place {
             sector: Some(self.sector.saturating_add(offset)),
@@ -125,7 +118,9 @@ impl NodeFrame {
             {
                 break;
             }
-            let set = self.parse_set(bytes, block, sets.len())?;
+            let at = block.saturating_mul(self.block_bytes);
+            let rest = bytes.get(at..self.bytes()).unwrap_or(&[]);
+            let set = self.parse_set(rest, block, sets.len())?;
             block = block.saturating_add(set.blocks);
             sets.push(set);
         }
@@ -144,16 +139,20 @@ impl NodeFrame {
         Ok(sets)
     }
 
-    /// Number of the set, for messages, and where it starts.
-    fn parse_set(&self, bytes: &[u8], block: usize, number: usize) -> Result<Bset, Corrupt> {
+    /// The set at the beginning of `rest`, which is block `block` and what follows; `number` counts
+    /// the sets before it.
+    pub(crate) fn parse_set(
+        &self,
+        rest: &[u8],
+        block: usize,
+        number: usize,
+    ) -> Result<Bset, Corrupt> {
         let row = if number == 0 { 29 } else { 30 };
-        let at = block.saturating_mul(self.block_bytes);
-        let rest = bytes.get(at..self.bytes()).unwrap_or(&[]);
         let wrong = |field, found: &dyn std::fmt::Display, expected: &dyn std::fmt::Display| {
             Err(self.wrong(row, block, number, field, found, expected))
         };
         let Ok((raw, body)) = RawBset::ref_from_prefix(rest) else {
-            return wrong("length", &bytes.len(), &self.bytes());
+            return wrong("length", &rest.len(), &"room for the header of a set");
         };
         if raw.magic != self.magic {
             return wrong("magic", &Hex(raw.magic.get()), &Hex(self.magic));
@@ -166,11 +165,7 @@ impl NodeFrame {
         }
         let words = usize::try_from(raw.keys.get()).unwrap_or(usize::MAX);
         let Some(list) = body.get(..words.saturating_mul(8)) else {
-            return wrong(
-                "keys",
-                &raw.keys,
-                &format!("at most {} words", body.len() >> 3),
-            );
+            return wrong("keys", &raw.keys, &format!("at most {} words", body.len() >> 3));
         };
         let covered = rest.get(size_of::<U64>()..bset_bytes(words)).unwrap_or(&[]);
         let sum = match raw.version.get() {
@@ -184,32 +179,15 @@ impl NodeFrame {
             return wrong("keys", &0, &"a later set has keys");
         }
         let keys = read_keys(&read_words(list)).map_err(|cut| {
-            let place = Place {
-                index: Some(cut.index),
-                ..self.place(block).bset(number)
-            };
-            Corrupt::row(
-                32,
-                self.what(),
-                place,
-                "keys",
-                "the last key is cut short",
-                "whole keys",
-            )
+            let place = Place { index: Some(cut.index), ..self.place(block).bset(number) };
+            Corrupt::row(32, self.what(), place, "keys", "the last key is cut short", "whole keys")
         })?;
-        Ok(Bset {
-            seq: raw.seq.get(),
-            keys,
-            block,
-            blocks: self.blocks_for(words),
-        })
+        Ok(Bset { seq: raw.seq.get(), keys, block, blocks: self.blocks_for(words) })
     }
 
     fn seq_at(&self, bytes: &[u8], block: usize) -> Option<u64> {
         let rest = bytes.get(block.saturating_mul(self.block_bytes)..)?;
-        RawBset::ref_from_prefix(rest)
-            .ok()
-            .map(|(raw, _)| raw.seq.get())
+        RawBset::ref_from_prefix(rest).ok().map(|(raw, _)| raw.seq.get())
     }
 
     fn wrong(
@@ -221,14 +199,7 @@ impl NodeFrame {
         found: impl std::fmt::Display,
         expected: impl std::fmt::Display,
     ) -> Corrupt {
-        Corrupt::row(
-            row,
-            self.what(),
-            self.place(block).bset(number),
-            field,
-            found,
-            expected,
-        )
+        Corrupt::row(row, self.what(), self.place(block).bset(number), field, found, expected)
     }
 }
 
@@ -242,10 +213,7 @@ impl BsetWriter<'_> {
     /// A version-1 set of `keys`, padded with zeroes to whole blocks.
     pub(crate) fn encode(&self, keys: &[Key]) -> Vec<u8> {
         let words = words_of(keys);
-        let len = self
-            .frame
-            .blocks_for(words)
-            .saturating_mul(self.frame.block_bytes);
+        let len = self.frame.blocks_for(words).saturating_mul(self.frame.block_bytes);
         let mut bytes = Vec::with_capacity(len);
         let head = RawBset {
             csum: 0.into(),
@@ -276,10 +244,7 @@ pub(crate) fn bset_bytes(words: usize) -> usize {
 /// Little-endian words; a remainder of less than a word is left out.
 pub(crate) fn read_words(bytes: &[u8]) -> Vec<u64> {
     let (chunks, _) = bytes.as_chunks::<8>();
-    chunks
-        .iter()
-        .map(|chunk| u64::from_le_bytes(*chunk))
-        .collect()
+    chunks.iter().map(|chunk| u64::from_le_bytes(*chunk)).collect()
 }
 
 /// Changes a set in place and seals it again, for tests that damage single fields.
@@ -300,4 +265,4 @@ pub(crate) fn edit(
 
 #[cfg(test)]
 #[path = "bset_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -21,12 +21,7 @@ fn frame() -> NodeFrame {
 
 /// Golden vector (c): the first two blocks of a root node written by the kernel.
 pub(crate) fn golden_node() -> Vec<u8> {
-    let empty: [u64; 4] = [
-        0xeb5c98aeb87ed763,
-        0xbc519ebd6c71a1e1,
-        0x583cf7ed9518f488,
-        1,
-    ];
+    let empty: [u64; 4] = [0xeb5c98aeb87ed763, 0xbc519ebd6c71a1e1, 0x583cf7ed9518f488, 1];
     let filled: [u64; 25] = [
         0x66344c0d2fd5f5ab,
         0xbc519ebd6c71a1e1,
@@ -76,22 +71,12 @@ fn the_golden_node_parses_and_encodes_to_the_same_bytes() {
     let node = golden_node();
     let sets = frame().parse(&node).unwrap();
     assert_eq!(sets.len(), 2);
-    assert_eq!(
-        (sets[0].keys.len(), sets[0].block, sets[0].blocks),
-        (0, 0, 1)
-    );
-    assert_eq!(
-        (sets[1].keys.len(), sets[1].block, sets[1].blocks),
-        (7, 1, 1)
-    );
+    assert_eq!((sets[0].keys.len(), sets[0].block, sets[0].blocks), (0, 0, 1));
+    assert_eq!((sets[1].keys.len(), sets[1].block, sets[1].blocks), (7, 1, 1));
     let zeroed = sets[1].keys[5];
     assert!(zeroed.is_check() && zeroed.size() == 0);
     for set in &sets {
-        let bytes = BsetWriter {
-            frame: &frame(),
-            seq: set.seq,
-        }
-        .encode(&set.keys);
+        let bytes = BsetWriter { frame: &frame(), seq: set.seq }.encode(&set.keys);
         assert_eq!(bytes, node[set.block * 4096..][..4096]);
     }
 }
@@ -100,10 +85,7 @@ fn the_golden_node_parses_and_encodes_to_the_same_bytes() {
 fn a_set_copied_to_another_bucket_or_generation_no_longer_checks() {
     let node = golden_node();
     for word in [0x0015_0002, 0x0015_0101] {
-        let moved = NodeFrame {
-            key: Key::node(Pos::MAX, 256, Ptr::from_word(word)),
-            ..frame()
-        };
+        let moved = NodeFrame { key: Key::node(Pos::MAX, 256, Ptr::from_word(word)), ..frame() };
         assert_eq!(moved.parse(&node).unwrap_err().field, "csum");
     }
 }
@@ -128,23 +110,10 @@ fn damage_is_named_by_its_row() {
     assert_eq!(damaged(&|n| n[0] ^= 1), 29, "csum");
     assert_eq!(damaged(&|n| n[4096] ^= 1), 30, "csum of a later set");
     assert_eq!(damaged(&|n| n[4096 + 100] ^= 1), 30, "a key of a later set");
-    assert_eq!(
-        damaged(&|n| edit(&frame(), n, 0, |raw, _| raw.version = 2.into())),
-        29
-    );
-    assert_eq!(
-        damaged(&|n| edit(&frame(), n, 1, |raw, _| raw.keys = 0.into())),
-        30
-    );
-    assert_eq!(
-        damaged(&|n| edit(&frame(), n, 1, |raw, _| raw.keys = 20.into())),
-        32
-    );
-    assert_eq!(
-        damaged(&|n| n[28..32].fill(0xFF)),
-        29,
-        "more keys than room"
-    );
+    assert_eq!(damaged(&|n| edit(&frame(), n, 0, |raw, _| raw.version = 2.into())), 29);
+    assert_eq!(damaged(&|n| edit(&frame(), n, 1, |raw, _| raw.keys = 0.into())), 30);
+    assert_eq!(damaged(&|n| edit(&frame(), n, 1, |raw, _| raw.keys = 20.into())), 32);
+    assert_eq!(damaged(&|n| n[28..32].fill(0xFF)), 29, "more keys than room");
     assert_eq!(
         damaged(&|n| {
             n[16..24].fill(0);
@@ -161,11 +130,7 @@ fn damage_is_named_by_its_row() {
         }),
         31
     );
-    assert_eq!(
-        row(&golden_node()[..4096 * 3][..31]),
-        29,
-        "a node that could not be read whole"
-    );
+    assert_eq!(row(&golden_node()[..4096 * 3][..31]), 29, "a node that could not be read whole");
 }
 
 #[test]
@@ -173,20 +138,8 @@ fn a_node_may_be_filled_to_its_last_block_with_one_set_per_block() {
     let frame = frame();
     let mut node = Vec::new();
     for block in 0..32u64 {
-        let keys = [Key::extent(
-            0,
-            block * 8,
-            block * 8 + 8,
-            false,
-            Ptr::new(4096, 0),
-        )];
-        node.extend(
-            BsetWriter {
-                frame: &frame,
-                seq: 77,
-            }
-            .encode(&keys),
-        );
+        let keys = [Key::extent(0, block * 8, block * 8 + 8, false, Ptr::new(4096, 0))];
+        node.extend(BsetWriter { frame: &frame, seq: 77 }.encode(&keys));
     }
     let sets = frame.parse(&node).unwrap();
     assert_eq!(sets.len(), 32);

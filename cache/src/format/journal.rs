@@ -94,10 +94,7 @@ impl JournalEntry {
         if raw.magic != magic.jset() {
             return AtBlock::Nothing;
         }
-        let place = Place {
-            seq: Some(raw.seq.get()),
-            ..place
-        };
+        let place = Place { seq: Some(raw.seq.get()), ..place };
         match Self::from_raw(raw, rest, body, place) {
             Ok((entry, bytes)) => {
                 AtBlock::Entry(Box::new(entry), bytes.div_ceil(layout.block_bytes().max(1)))
@@ -114,9 +111,7 @@ impl JournalEntry {
     ) -> Result<(JournalEntry, usize), Corrupt> {
         let words = usize::try_from(raw.keys.get()).unwrap_or(usize::MAX);
         let bytes = jset_bytes(words);
-        let list = body
-            .get(..words.saturating_mul(8))
-            .filter(|_| bytes <= JSET_BYTES_MAX);
+        let list = body.get(..words.saturating_mul(8)).filter(|_| bytes <= JSET_BYTES_MAX);
         let Some(list) = list else {
             let room = rest.len().min(JSET_BYTES_MAX);
             return Err(wrong(
@@ -135,23 +130,12 @@ impl JournalEntry {
             return Err(wrong(15, place, "version", raw.version, "0 or 1"));
         }
         let keys = read_keys(&read_words(list)).map_err(|cut| {
-            let place = Place {
-                index: Some(cut.index),
-                ..place
-            };
+            let place = Place { index: Some(cut.index), ..place };
             wrong(19, place, "keys", "the last key is cut short", "whole keys")
         })?;
-        let level = u8::try_from(raw.btree_level.get())
-            .ok()
-            .filter(|l| u16::from(*l) <= LEVEL_MAX);
+        let level = u8::try_from(raw.btree_level.get()).ok().filter(|l| u16::from(*l) <= LEVEL_MAX);
         let Some(btree_level) = level else {
-            return Err(wrong(
-                21,
-                place,
-                "btree_level",
-                raw.btree_level,
-                "at most 8",
-            ));
+            return Err(wrong(21, place, "btree_level", raw.btree_level, "at most 8"));
         };
         let [head, ..] = raw.prio_bucket;
         let entry = JournalEntry {
@@ -186,10 +170,7 @@ impl JournalEntry {
     }
 
     pub(crate) fn place(&self) -> Place {
-        Place {
-            seq: Some(self.seq),
-            ..Place::default()
-        }
+        Place { seq: Some(self.seq), ..Place::default() }
     }
 
     pub(crate) fn check_seq(&self) -> Result<(), Corrupt> {
@@ -204,10 +185,7 @@ impl JournalEntry {
     pub(crate) fn check_root(&self, layout: &Layout) -> Result<(), Corrupt> {
         let root = &self.btree_root;
         let wrong = |found: &dyn std::fmt::Display, expected| {
-            let place = Place {
-                key: Some(*root),
-                ..self.place()
-            };
+            let place = Place { key: Some(*root), ..self.place() };
             Err(wrong(21, place, "btree_root", found, expected))
         };
         check_meta_pointer(root, layout).or_else(|expected| wrong(root, expected))?;
@@ -223,10 +201,7 @@ impl JournalEntry {
     /// Check 22: so can the uuid table.
     pub(crate) fn check_uuid_bucket(&self, layout: &Layout) -> Result<(), Corrupt> {
         let key = &self.uuid_bucket;
-        let place = Place {
-            key: Some(*key),
-            ..self.place()
-        };
+        let place = Place { key: Some(*key), ..self.place() };
         check_meta_pointer(key, layout)
             .map_err(|expected| wrong(22, place, "uuid_bucket", key, expected))?;
         let sizes = [layout.meta_sectors(), layout.meta_sectors_large_pages()];
@@ -239,10 +214,7 @@ impl JournalEntry {
 
     /// Checks 19 and 20: a key that is not sound must not reach the btree.
     pub(crate) fn check_keys(&self, layout: &Layout) -> Result<(), Corrupt> {
-        self.keys
-            .iter()
-            .enumerate()
-            .try_for_each(|(index, key)| self.check_key(layout, index, key))
+        self.keys.iter().enumerate().try_for_each(|(index, key)| self.check_key(layout, index, key))
     }
 
     pub(crate) fn check_key(
@@ -256,25 +228,15 @@ impl JournalEntry {
             return Err(wrong(19, place, "size", 0, "at least one sector"));
         }
         if u64::from(key.size()) > key.end() || key.end() > Key::OFFSET_MAX {
-            return Err(wrong(
-                19,
-                place,
-                "offset",
-                key.end(),
-                "an extent inside the key space",
-            ));
+            return Err(wrong(19, place, "offset", key.end(), "an extent inside the key space"));
         }
         match key.ptr() {
             Some(ptr) if !ptr.available() => {
                 Err(wrong(20, place, "ptr", ptr, "a pointer to device 0"))
             }
-            Some(ptr) if !layout.in_bounds(ptr.offset(), key.size()) => Err(wrong(
-                20,
-                place,
-                "ptr",
-                ptr,
-                "an extent inside one bucket of the device",
-            )),
+            Some(ptr) if !layout.in_bounds(ptr.offset(), key.size()) => {
+                Err(wrong(20, place, "ptr", ptr, "an extent inside one bucket of the device"))
+            }
             None if key.dirty() => Err(wrong(20, place, "ptrs", 0, "dirty data lie somewhere")),
             _ => Ok(()),
         }
@@ -291,10 +253,7 @@ impl JournalEntry {
     /// When it is longer than 32 KiB: the caller fills entries up to a limit, not beyond.
     pub fn encode(&self, magic: SetMagic, layout: &Layout) -> Vec<u8> {
         let words = words_of(&self.keys);
-        assert!(
-            jset_bytes(words) <= JSET_BYTES_MAX,
-            "a journal entry of {words} words"
-        );
+        assert!(jset_bytes(words) <= JSET_BYTES_MAX, "a journal entry of {words} words");
         let mut prio_bucket = [U64::ZERO; 8];
         if let Some(head) = prio_bucket.first_mut() {
             *head = self.prio_bucket.0.into();
@@ -313,9 +272,7 @@ impl JournalEntry {
             prio_bucket,
         };
         let block = layout.block_bytes();
-        let len = jset_bytes(words)
-            .div_ceil(block.max(1))
-            .saturating_mul(block);
+        let len = jset_bytes(words).div_ceil(block.max(1)).saturating_mul(block);
         let mut bytes = Vec::with_capacity(len);
         bytes.extend_from_slice(head.as_bytes());
         for word in write_keys(&self.keys) {

@@ -24,22 +24,9 @@ fn golden() -> Vec<u8> {
     let at = |words: &mut Vec<u64>, byte: usize, list: &[u64]| {
         words[byte / 8..byte / 8 + list.len()].copy_from_slice(list);
     };
-    at(
-        &mut words,
-        0x00,
-        &[
-            0xb4974dfc8b6e7dbe,
-            0x0810f704768df626,
-            3,
-            0x0000000c00000001,
-        ],
-    );
+    at(&mut words, 0x00, &[0xb4974dfc8b6e7dbe, 0x0810f704768df626, 3, 0x0000000c00000001]);
     at(&mut words, 0x20, &[3, 0x9000000010000000, 0, 0x001c0001]);
-    at(
-        &mut words,
-        0x68,
-        &[0x90000000100fffff, 0x7fffffffffffffff, 0x00150001],
-    );
+    at(&mut words, 0x68, &[0x90000000100fffff, 0x7fffffffffffffff, 0x00150001]);
     at(&mut words, 0xb0, &[0x17]);
     at(&mut words, 0xf0, &[0x9000001004000000, 0x438, 0x001b0001]);
     at(&mut words, 0x108, &[0x9000001000800000, 0x410, 0x001b4001]);
@@ -72,14 +59,8 @@ fn reseal(bytes: &mut [u8]) {
 fn the_golden_entry_parses_and_encodes_to_the_same_bytes() {
     let bytes = golden();
     let entry = parsed(&bytes);
-    assert_eq!(
-        (entry.seq, entry.last_seq, entry.prio_bucket),
-        (3, 3, Bucket(0x17))
-    );
-    assert_eq!(
-        entry.btree_root,
-        Key::node(Pos::MAX, 256, Ptr::new(5376, 1))
-    );
+    assert_eq!((entry.seq, entry.last_seq, entry.prio_bucket), (3, 3, Bucket(0x17)));
+    assert_eq!(entry.btree_root, Key::node(Pos::MAX, 256, Ptr::new(5376, 1)));
     assert_eq!(
         entry.keys,
         [
@@ -133,20 +114,8 @@ fn what_an_entry_must_not_say_is_refused_by_row() {
     let mut zero = Key::extent(0, 8, 16, false, ptr);
     zero.trim_back(8);
     let cases: Vec<(u8, JournalEntry)> = vec![
-        (
-            17,
-            JournalEntry {
-                last_seq: 4,
-                ..good.clone()
-            },
-        ),
-        (
-            19,
-            JournalEntry {
-                keys: vec![zero],
-                ..good.clone()
-            },
-        ),
+        (17, JournalEntry { last_seq: 4, ..good.clone() }),
+        (19, JournalEntry { keys: vec![zero], ..good.clone() }),
         (
             20,
             JournalEntry {
@@ -161,27 +130,9 @@ fn what_an_entry_must_not_say_is_refused_by_row() {
                 ..good.clone()
             },
         ),
-        (
-            20,
-            JournalEntry {
-                keys: vec![Key::check(0, 8, 24, 5)],
-                ..good.clone()
-            },
-        ),
-        (
-            21,
-            JournalEntry {
-                btree_root: Key::ZERO,
-                ..good.clone()
-            },
-        ),
-        (
-            21,
-            JournalEntry {
-                btree_root: good.btree_root.with_dirty(true),
-                ..good.clone()
-            },
-        ),
+        (20, JournalEntry { keys: vec![Key::check(0, 8, 24, 5)], ..good.clone() }),
+        (21, JournalEntry { btree_root: Key::ZERO, ..good.clone() }),
+        (21, JournalEntry { btree_root: good.btree_root.with_dirty(true), ..good.clone() }),
         (
             21,
             JournalEntry {
@@ -203,27 +154,11 @@ fn what_an_entry_must_not_say_is_refused_by_row() {
                 ..good.clone()
             },
         ),
-        (
-            22,
-            JournalEntry {
-                uuid_bucket: Key::ZERO,
-                ..good.clone()
-            },
-        ),
-        (
-            23,
-            JournalEntry {
-                prio_bucket: Bucket(1024),
-                ..good.clone()
-            },
-        ),
+        (22, JournalEntry { uuid_bucket: Key::ZERO, ..good.clone() }),
+        (23, JournalEntry { prio_bucket: Bucket(1024), ..good.clone() }),
     ];
     for (number, (row, entry)) in cases.into_iter().enumerate() {
-        assert_eq!(
-            entry.check(&layout()).unwrap_err().rule,
-            Rule::Row(row),
-            "{number}"
-        );
+        assert_eq!(entry.check(&layout()).unwrap_err().rule, Rule::Row(row), "{number}");
     }
 }
 

@@ -23,10 +23,7 @@ pub struct PageModel {
 impl Default for PageModel {
     /// 4 KiB pages, as every x86-64 kernel.
     fn default() -> PageModel {
-        PageModel {
-            page_sectors: 8,
-            largest_pages: 1024,
-        }
+        PageModel { page_sectors: 8, largest_pages: 1024 }
     }
 }
 
@@ -58,9 +55,7 @@ pub struct Layout {
 impl Layout {
     /// Bytes per block.
     pub fn block_bytes(&self) -> usize {
-        usize::try_from(self.block_size)
-            .unwrap_or(usize::MAX)
-            .saturating_mul(super::SECTOR_BYTES)
+        usize::try_from(self.block_size).unwrap_or(usize::MAX).saturating_mul(super::SECTOR_BYTES)
     }
 
     /// First sector of a bucket.
@@ -106,11 +101,7 @@ impl Layout {
         let page = self.pages.page_sectors.max(1);
         let meta = self.meta_sectors();
         let pages = meta.checked_div(page).unwrap_or(0);
-        if pages <= 64 {
-            meta
-        } else {
-            (pages >> 2).max(64).saturating_mul(page)
-        }
+        if pages <= 64 { meta } else { (pages >> 2).max(64).saturating_mul(page) }
     }
 
     /// Slots of the uuid table.
@@ -120,10 +111,7 @@ impl Layout {
 
     /// Buckets described by one prio set of `meta_sectors` sectors.
     pub fn prio_per_set(meta_sectors: u32) -> usize {
-        meta_bytes(meta_sectors)
-            .saturating_sub(super::prio::HEADER)
-            .checked_div(3)
-            .unwrap_or(0)
+        meta_bytes(meta_sectors).saturating_sub(super::prio::HEADER).checked_div(3).unwrap_or(0)
     }
 
     /// Prio sets in a chain.
@@ -144,9 +132,7 @@ impl Layout {
 }
 
 fn meta_bytes(sectors: u32) -> usize {
-    usize::try_from(sectors)
-        .unwrap_or(usize::MAX)
-        .saturating_mul(super::SECTOR_BYTES)
+    usize::try_from(sectors).unwrap_or(usize::MAX).saturating_mul(super::SECTOR_BYTES)
 }
 
 #[cfg(test)]
@@ -198,14 +184,7 @@ mod tests {
     #[test]
     fn the_journal_takes_one_bucket_in_128_between_2_and_256() {
         for (nbuckets, want) in [(513, 4), (1, 2), (128, 2), (12_800, 100), (10_000_000, 256)] {
-            assert_eq!(
-                Layout {
-                    nbuckets,
-                    ..layout(1024)
-                }
-                .njournal(),
-                want
-            );
+            assert_eq!(Layout { nbuckets, ..layout(1024) }.njournal(), want);
         }
     }
 }

@@ -14,10 +14,7 @@
 //! | `prio` | [`PrioSet`] | linked buckets, head named by the journal |
 //! | `uuid` | [`UuidEntry`] | one bucket named by the journal |
 // Tests index what they built themselves.
-#![cfg_attr(
-    not(test),
-    deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)
-)]
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 
 pub(crate) mod bkey;
 pub(crate) mod bset;

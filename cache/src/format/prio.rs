@@ -63,14 +63,7 @@ impl PrioSet {
     /// Check 23 for one set. `bytes` is the whole area, all of it under the checksum.
     pub fn parse(bytes: &[u8], magic: SetMagic, bucket: Bucket) -> Result<PrioSet, Corrupt> {
         let wrong = |field, found: &dyn std::fmt::Display, expected: &dyn std::fmt::Display| {
-            Err(Corrupt::row(
-                23,
-                "prio set",
-                Place::bucket(bucket),
-                field,
-                found,
-                expected,
-            ))
+            Err(Corrupt::row(23, "prio set", Place::bucket(bucket), field, found, expected))
         };
         let Ok((raw, body)) = RawPrioSet::ref_from_prefix(bytes) else {
             return wrong("length", &bytes.len(), &"at least 40 bytes");
@@ -100,9 +93,7 @@ impl PrioSet {
 
     /// The whole area of `meta_sectors` sectors, sealed.
     pub fn encode(&self, magic: SetMagic, meta_sectors: u32) -> Vec<u8> {
-        let len = usize::try_from(meta_sectors)
-            .unwrap_or(0)
-            .saturating_mul(super::SECTOR_BYTES);
+        let len = usize::try_from(meta_sectors).unwrap_or(0).saturating_mul(super::SECTOR_BYTES);
         let head = RawPrioSet {
             csum: 0.into(),
             magic: magic.pset().into(),
@@ -114,10 +105,7 @@ impl PrioSet {
         let mut bytes = Vec::with_capacity(len);
         bytes.extend_from_slice(head.as_bytes());
         for entry in &self.entries {
-            let raw = RawPrio {
-                prio: entry.prio.into(),
-                generation: entry.generation,
-            };
+            let raw = RawPrio { prio: entry.prio.into(), generation: entry.generation };
             bytes.extend_from_slice(raw.as_bytes());
         }
         bytes.resize(len, 0);
@@ -143,12 +131,7 @@ mod tests {
     /// words are reproduced from the fields alone.
     #[test]
     fn header_words_of_the_golden_chain() {
-        let set = PrioSet {
-            seq: 2,
-            version: 0,
-            next: Bucket(0x17),
-            entries: Vec::new(),
-        };
+        let set = PrioSet { seq: 2, version: 0, next: Bucket(0x17), entries: Vec::new() };
         let bytes = set.encode(magic(), 256);
         assert_eq!(bytes.len(), 256 * 512);
         let words = super::super::bset::read_words(&bytes[8..40]);
@@ -157,18 +140,9 @@ mod tests {
 
     #[test]
     fn a_flipped_bit_anywhere_even_in_the_unused_tail_is_noticed() {
-        let entries = (0u8..100)
-            .map(|i| Prio {
-                prio: u16::from(i) * 600,
-                generation: i,
-            })
-            .collect();
-        let set = PrioSet {
-            seq: 9,
-            version: 0,
-            next: Bucket(5),
-            entries,
-        };
+        let entries =
+            (0u8..100).map(|i| Prio { prio: u16::from(i) * 600, generation: i }).collect();
+        let set = PrioSet { seq: 9, version: 0, next: Bucket(5), entries };
         let good = set.encode(magic(), 8);
         let back = PrioSet::parse(&good, magic(), Bucket(4)).unwrap();
         assert_eq!(back.entries.len(), (4096 - 40) / 3);

@@ -193,14 +193,7 @@ fn wrong(
     found: impl std::fmt::Display,
     expected: impl std::fmt::Display,
 ) -> Corrupt {
-    Corrupt::row(
-        row,
-        "superblock",
-        Place::sector(SUPERBLOCK_SECTOR),
-        field,
-        found,
-        expected,
-    )
+    Corrupt::row(row, "superblock", Place::sector(SUPERBLOCK_SECTOR), field, found, expected)
 }
 
 impl Superblock {
@@ -232,12 +225,7 @@ fn head(bytes: &[u8]) -> Result<(RawSuperblock, Page), Corrupt> {
         return Err(wrong(1, "offset", raw.offset, SUPERBLOCK_SECTOR));
     }
     if raw.magic != MAGIC {
-        return Err(wrong(
-            1,
-            "magic",
-            Uuid::from_bytes(raw.magic),
-            Uuid::from_bytes(MAGIC),
-        ));
+        return Err(wrong(1, "magic", Uuid::from_bytes(raw.magic), Uuid::from_bytes(MAGIC)));
     }
     if raw.keys.get() > KEYS_MAX {
         return Err(wrong(2, "keys", raw.keys, "at most 256"));
@@ -271,12 +259,9 @@ impl CacheSuper {
     pub fn parse(page: &[u8], dev: DeviceFacts) -> Result<CacheSuper, Corrupt> {
         match Superblock::parse(page, dev)? {
             Superblock::Cache(cache) => Ok(cache),
-            Superblock::Backing(backing) => Err(wrong(
-                3,
-                "version",
-                backing.version,
-                "a cache device: 0, 3 or 5",
-            )),
+            Superblock::Backing(backing) => {
+                Err(wrong(3, "version", backing.version, "a cache device: 0, 3 or 5"))
+            }
         }
     }
 
@@ -309,12 +294,7 @@ impl CacheSuper {
         };
         cache.journal_list(raw)?;
         if layout.bucket_start(super::Bucket(layout.first_bucket)) < 16 {
-            return Err(wrong(
-                8,
-                "first_bucket",
-                raw.first_bucket,
-                "behind the superblock",
-            ));
+            return Err(wrong(8, "first_bucket", raw.first_bucket, "behind the superblock"));
         }
         Ok(cache)
     }
@@ -332,12 +312,7 @@ impl CacheSuper {
             return Err(wrong(10, "keys", raw.keys, "a journal inside the device"));
         }
         if self.sync() && self.journal_buckets < 2 {
-            return Err(wrong(
-                10,
-                "keys",
-                raw.keys,
-                "at least 2 journal buckets once started",
-            ));
+            return Err(wrong(10, "keys", raw.keys, "at least 2 journal buckets once started"));
         }
         Ok(())
     }
@@ -389,11 +364,7 @@ impl CacheSuper {
     }
 
     fn set_flag(&mut self, bit: u64, on: bool) {
-        self.flags = if on {
-            self.flags | bit
-        } else {
-            self.flags & !bit
-        };
+        self.flags = if on { self.flags | bit } else { self.flags & !bit };
     }
 
     /// Why this set may not be written, although it can be read.
@@ -418,9 +389,7 @@ impl CacheSuper {
             self.store_bucket_size(raw);
             raw.nr_in_set = self.nr_in_set.into();
             raw.nr_this_dev = self.nr_this_dev.into();
-            raw.first_bucket = u16::try_from(self.layout.first_bucket)
-                .unwrap_or(u16::MAX)
-                .into();
+            raw.first_bucket = u16::try_from(self.layout.first_bucket).unwrap_or(u16::MAX).into();
             raw.keys = self.journal_buckets.into();
             let live = usize::from(self.journal_buckets);
             for (bucket, slot) in (self.layout.first_bucket..).zip(raw.d.iter_mut().take(live)) {
@@ -436,11 +405,7 @@ impl CacheSuper {
 
     fn store_bucket_size(&self, raw: &mut RawSuperblock) {
         let size = self.layout.bucket_size;
-        let incompat = if self.version >= 5 {
-            self.features.incompat
-        } else {
-            0
-        };
+        let incompat = if self.version >= 5 { self.features.incompat } else { 0 };
         if incompat & Features::LOG_LARGE_BUCKET_SIZE != 0 {
             raw.bucket_size = low16(size.trailing_zeros()).into();
         } else if incompat & Features::OBSOLETE_LARGE_BUCKET != 0 {
@@ -461,12 +426,7 @@ fn features(raw: &RawSuperblock) -> Result<Features, Corrupt> {
         0 | 3 => return Ok(Features::default()),
         5 => {}
         found => {
-            return Err(wrong(
-                3,
-                "version",
-                found,
-                "0, 3, 5 (cache) or 1, 4, 6 (backing)",
-            ));
+            return Err(wrong(3, "version", found, "0, 3, 5 (cache) or 1, 4, 6 (backing)"));
         }
     }
     let found = Features {
@@ -476,28 +436,13 @@ fn features(raw: &RawSuperblock) -> Result<Features, Corrupt> {
     };
     let known = Features::OBSOLETE_LARGE_BUCKET | Features::LOG_LARGE_BUCKET_SIZE;
     if found.incompat & !known != 0 {
-        return Err(wrong(
-            3,
-            "feature_incompat",
-            Hex(found.incompat),
-            "known bits 0 and 1",
-        ));
+        return Err(wrong(3, "feature_incompat", Hex(found.incompat), "known bits 0 and 1"));
     }
     if found.compat != 0 {
-        return Err(wrong(
-            3,
-            "feature_compat",
-            Hex(found.compat),
-            "no bit is known",
-        ));
+        return Err(wrong(3, "feature_compat", Hex(found.compat), "no bit is known"));
     }
     if found.ro_compat != 0 {
-        return Err(wrong(
-            3,
-            "feature_ro_compat",
-            Hex(found.ro_compat),
-            "no bit is known",
-        ));
+        return Err(wrong(3, "feature_ro_compat", Hex(found.ro_compat), "no bit is known"));
     }
     Ok(found)
 }
@@ -516,12 +461,7 @@ fn bucket_size(raw: &RawSuperblock, features: Features) -> Result<u32, Corrupt> 
         field
     };
     if !size.is_power_of_two() || size < 8 {
-        return Err(wrong(
-            6,
-            "bucket_size",
-            size,
-            "a power of two, at least 8 sectors",
-        ));
+        return Err(wrong(6, "bucket_size", size, "a power of two, at least 8 sectors"));
     }
     Ok(size)
 }
@@ -531,12 +471,7 @@ fn layout(raw: &RawSuperblock, features: Features, dev: DeviceFacts) -> Result<L
     let block_size = raw.block_size.get();
     let nbuckets = raw.nbuckets.get();
     if nbuckets < NBUCKETS_MIN {
-        return Err(wrong(
-            7,
-            "nbuckets",
-            nbuckets,
-            "at least 513 (the kernel refuses fewer)",
-        ));
+        return Err(wrong(7, "nbuckets", nbuckets, "at least 513 (the kernel refuses fewer)"));
     }
     if !block_size.is_power_of_two() || block_size > 8 {
         return Err(wrong(5, "block_size", block_size, "1, 2, 4 or 8 sectors"));
@@ -545,12 +480,7 @@ fn layout(raw: &RawSuperblock, features: Features, dev: DeviceFacts) -> Result<L
     let need = u128::from(nbuckets).saturating_mul(u128::from(bucket_size));
     if need > u128::from(dev.sectors) {
         let found = format!("{nbuckets} buckets of {bucket_size} sectors");
-        return Err(wrong(
-            7,
-            "nbuckets",
-            found,
-            format!("at most {} sectors", dev.sectors),
-        ));
+        return Err(wrong(7, "nbuckets", found, format!("at most {} sectors", dev.sectors)));
     }
     Ok(Layout {
         block_size: block_size.into(),
@@ -570,12 +500,9 @@ impl BackingSuper {
     pub fn parse(page: &[u8], dev: DeviceFacts) -> Result<BackingSuper, Corrupt> {
         match Superblock::parse(page, dev)? {
             Superblock::Backing(backing) => Ok(backing),
-            Superblock::Cache(cache) => Err(wrong(
-                3,
-                "version",
-                cache.version,
-                "a backing device: 1, 4 or 6",
-            )),
+            Superblock::Cache(cache) => {
+                Err(wrong(3, "version", cache.version, "a backing device: 1, 4 or 6"))
+            }
         }
     }
 
@@ -730,12 +657,7 @@ impl FormatCache {
     pub fn superblock(&self) -> Result<CacheSuper, Corrupt> {
         let size = self.bucket_size;
         if !size.is_power_of_two() || size < 8 {
-            return Err(wrong(
-                6,
-                "bucket_size",
-                size,
-                "a power of two, at least 8 sectors",
-            ));
+            return Err(wrong(6, "bucket_size", size, "a power of two, at least 8 sectors"));
         }
         let large = size > 32_768;
         let cache = CacheSuper {
@@ -745,20 +667,13 @@ impl FormatCache {
             label: self.label,
             seq: 0,
             features: Features {
-                incompat: if large {
-                    Features::LOG_LARGE_BUCKET_SIZE
-                } else {
-                    0
-                },
+                incompat: if large { Features::LOG_LARGE_BUCKET_SIZE } else { 0 },
                 ..Features::default()
             },
             layout: Layout {
                 block_size: self.block_size,
                 bucket_size: size,
-                nbuckets: self
-                    .device_sectors
-                    .checked_div(u64::from(size))
-                    .unwrap_or(0),
+                nbuckets: self.device_sectors.checked_div(u64::from(size)).unwrap_or(0),
                 // 8 sectors boot area, 8 sectors superblock, 8 more that nobody explains.
                 first_bucket: u64::from(23_u32.checked_div(size).unwrap_or(0).saturating_add(1)),
                 pages: PageModel::default(),
@@ -773,10 +688,7 @@ impl FormatCache {
         let mut cache = cache;
         cache.set_discard(self.discard);
         cache.set_replacement(self.replacement);
-        let dev = DeviceFacts {
-            sectors: self.device_sectors,
-            logical_block: 512,
-        };
+        let dev = DeviceFacts { sectors: self.device_sectors, logical_block: 512 };
         CacheSuper::parse(cache.encode().as_slice(), dev)
     }
 }
@@ -785,11 +697,7 @@ impl FormatBacking {
     /// The superblock of a fresh backing device, as `make-bcache -B` leaves it: state none.
     pub fn superblock(&self) -> Result<BackingSuper, Corrupt> {
         let mut backing = BackingSuper {
-            version: if self.data_offset == DATA_OFFSET_DEFAULT {
-                1
-            } else {
-                4
-            },
+            version: if self.data_offset == DATA_OFFSET_DEFAULT { 1 } else { 4 },
             uuid: self.uuid,
             set_uuid: self.set_uuid,
             label: self.label,
@@ -801,10 +709,7 @@ impl FormatBacking {
             page: Page::zeroed(),
         };
         backing.set_mode(self.mode);
-        let dev = DeviceFacts {
-            sectors: self.device_sectors,
-            logical_block: 512,
-        };
+        let dev = DeviceFacts { sectors: self.device_sectors, logical_block: 512 };
         BackingSuper::parse(backing.encode().as_slice(), dev)
     }
 }

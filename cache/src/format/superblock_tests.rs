@@ -38,10 +38,7 @@ fn golden() -> Vec<u8> {
     page
 }
 
-const DEV: DeviceFacts = DeviceFacts {
-    sectors: 64 << 11,
-    logical_block: 512,
-};
+const DEV: DeviceFacts = DeviceFacts { sectors: 64 << 11, logical_block: 512 };
 
 fn cache() -> CacheSuper {
     FormatCache {
@@ -73,10 +70,7 @@ fn backing(data_offset: u64) -> BackingSuper {
 }
 
 fn facts() -> DeviceFacts {
-    DeviceFacts {
-        sectors: 1 << 20,
-        logical_block: 512,
-    }
+    DeviceFacts { sectors: 1 << 20, logical_block: 512 }
 }
 
 fn row(result: Result<Superblock, Corrupt>) -> Rule {
@@ -88,14 +82,7 @@ fn the_golden_superblock_has_the_right_sum_and_too_few_buckets_for_the_kernel() 
     let page = golden();
     let (raw, _) = head(&page).unwrap();
     assert_eq!(raw.csum.get(), 0x78CE_8B97_A048_36DA);
-    assert_eq!(
-        (
-            raw.nbuckets.get(),
-            raw.block_size.get(),
-            raw.bucket_size.get()
-        ),
-        (128, 8, 1024)
-    );
+    assert_eq!((raw.nbuckets.get(), raw.block_size.get(), raw.bucket_size.get()), (128, 8, 1024));
     let refused = Superblock::parse(&page, DEV).unwrap_err();
     assert_eq!((refused.rule, refused.field), (Rule::Row(7), "nbuckets"));
 }
@@ -123,10 +110,7 @@ fn the_golden_superblock_is_what_our_formatter_writes() {
 #[test]
 fn formatting_follows_the_tools() {
     let sb = cache();
-    assert_eq!(
-        (sb.version, sb.layout.first_bucket, sb.layout.nbuckets),
-        (0, 1, 8192)
-    );
+    assert_eq!((sb.version, sb.layout.first_bucket, sb.layout.nbuckets), (0, 1, 8192));
     assert!(!sb.sync());
     assert_eq!(backing(16).version, 1);
     assert_eq!(backing(2048).version, 4);
@@ -172,19 +156,11 @@ fn buckets_over_16_mib_need_version_5_and_its_logarithm() {
         raw.bucket_size = 0.into();
         raw.obso_bucket_size_hi = 1.into();
     });
-    let dev = DeviceFacts {
-        sectors: 65_536 * 600,
-        logical_block: 512,
-    };
+    let dev = DeviceFacts { sectors: 65_536 * 600, logical_block: 512 };
     let sb = CacheSuper::parse(page.as_slice(), dev).unwrap();
     assert_eq!(sb.layout.bucket_size, 65_536);
     assert!(sb.read_only_because().is_some());
-    assert_eq!(
-        CacheSuper::parse(sb.encode().as_slice(), dev)
-            .unwrap()
-            .layout,
-        sb.layout
-    );
+    assert_eq!(CacheSuper::parse(sb.encode().as_slice(), dev).unwrap().layout, sb.layout);
 }
 
 #[test]
@@ -207,10 +183,7 @@ fn a_rewrite_keeps_the_bytes_nobody_understands() {
     edit(again.as_mut_slice(), |raw| {
         assert_eq!(raw.pad, [9; 40]);
         assert_eq!(raw.flags.get(), (1 << 40) | 1);
-        assert_eq!(
-            (raw.d[0].get(), raw.d[63].get(), raw.d[200].get()),
-            (1, 64, 5)
-        );
+        assert_eq!((raw.d[0].get(), raw.d[63].get(), raw.d[200].get()), (1, 64, 5));
     });
 }
 
@@ -221,11 +194,7 @@ fn state_and_mode_are_the_bits_of_the_kernel() {
     assert_eq!(sb.flags, 0x4000_0000_0000_0001);
     sb.set_state(BackingState::Clean);
     assert_eq!(sb.flags, 0x2000_0000_0000_0001);
-    for mode in [
-        CacheMode::None,
-        CacheMode::Writearound,
-        CacheMode::Writethrough,
-    ] {
+    for mode in [CacheMode::None, CacheMode::Writearound, CacheMode::Writethrough] {
         sb.set_mode(mode);
         assert_eq!((sb.mode(), sb.state()), (mode, BackingState::Clean));
     }
@@ -243,15 +212,9 @@ fn every_rule_of_acceptance_refuses_its_damage() {
         (4, |raw| raw.uuid = [0; 16]),
         (5, |raw| raw.block_size = 0.into()),
         (3, |raw| raw.version = 2.into()),
-        (3, |raw| {
-            (raw.version, raw.feature_ro_compat) = (5.into(), 1.into())
-        }),
-        (3, |raw| {
-            (raw.version, raw.feature_compat) = (5.into(), 1.into())
-        }),
-        (3, |raw| {
-            (raw.version, raw.feature_incompat) = (5.into(), 4.into())
-        }),
+        (3, |raw| (raw.version, raw.feature_ro_compat) = (5.into(), 1.into())),
+        (3, |raw| (raw.version, raw.feature_compat) = (5.into(), 1.into())),
+        (3, |raw| (raw.version, raw.feature_incompat) = (5.into(), 4.into())),
         (7, |raw| raw.nbuckets = 512.into()),
         (5, |raw| raw.block_size = 16.into()),
         (6, |raw| raw.bucket_size = 100.into()),
@@ -264,11 +227,7 @@ fn every_rule_of_acceptance_refuses_its_damage() {
     for (number, (want, damage)) in cases.into_iter().enumerate() {
         let mut page = cache().encode();
         edit(page.as_mut_slice(), damage);
-        assert_eq!(
-            row(Superblock::parse(page.as_slice(), facts())),
-            Rule::Row(want),
-            "{number}"
-        );
+        assert_eq!(row(Superblock::parse(page.as_slice(), facts())), Rule::Row(want), "{number}");
     }
     let started: Damage = |raw| (raw.flags, raw.keys) = (1.into(), 1.into());
     let mut page = cache().encode();
@@ -276,24 +235,12 @@ fn every_rule_of_acceptance_refuses_its_damage() {
         started(raw);
         raw.d[0] = 1.into();
     });
-    assert_eq!(
-        row(Superblock::parse(page.as_slice(), facts())),
-        Rule::Row(10)
-    );
+    assert_eq!(row(Superblock::parse(page.as_slice(), facts())), Rule::Row(10));
     let mut page = cache().encode();
     page[0x70] ^= 1;
-    assert_eq!(
-        row(Superblock::parse(page.as_slice(), facts())),
-        Rule::Row(2)
-    );
-    let large_blocks = DeviceFacts {
-        logical_block: 8192,
-        ..facts()
-    };
-    assert_eq!(
-        row(Superblock::parse(cache().encode().as_slice(), large_blocks)),
-        Rule::Row(5)
-    );
+    assert_eq!(row(Superblock::parse(page.as_slice(), facts())), Rule::Row(2));
+    let large_blocks = DeviceFacts { logical_block: 8192, ..facts() };
+    assert_eq!(row(Superblock::parse(cache().encode().as_slice(), large_blocks)), Rule::Row(5));
 }
 
 #[test]
@@ -301,10 +248,7 @@ fn a_backing_device_is_refused_for_its_data_offset() {
     for offset in [15, 1 << 20] {
         let mut page = backing(2048).encode();
         edit(page.as_mut_slice(), |raw| raw.nbuckets = offset.into());
-        assert_eq!(
-            row(Superblock::parse(page.as_slice(), facts())),
-            Rule::Row(13)
-        );
+        assert_eq!(row(Superblock::parse(page.as_slice(), facts())), Rule::Row(13));
     }
     let sb = BackingSuper::parse(backing(16).encode().as_slice(), facts()).unwrap();
     assert_eq!(sb.data_offset, 16, "version 1 stores 0 and means 16");

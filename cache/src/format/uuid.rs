@@ -92,21 +92,15 @@ pub struct UuidTable {
 impl UuidTable {
     /// A table without volumes.
     pub fn empty(slots: usize) -> UuidTable {
-        UuidTable {
-            slots: vec![UuidEntry::default(); slots],
-        }
+        UuidTable { slots: vec![UuidEntry::default(); slots] }
     }
 
     /// Any bytes are a table; `journal_version` tells the length of its entries.
     pub fn parse(bytes: &[u8], journal_version: u32) -> UuidTable {
         let slots = if journal_version == 0 {
-            entries::<RawUuidEntryV0>(bytes)
-                .map(UuidEntry::from)
-                .collect()
+            entries::<RawUuidEntryV0>(bytes).map(UuidEntry::from).collect()
         } else {
-            entries::<RawUuidEntry>(bytes)
-                .map(UuidEntry::from)
-                .collect()
+            entries::<RawUuidEntry>(bytes).map(UuidEntry::from).collect()
         };
         UuidTable { slots }
     }
@@ -133,8 +127,7 @@ impl UuidTable {
 
     /// The slot of a volume.
     pub fn find(&self, uuid: Uuid) -> Option<(u32, &UuidEntry)> {
-        self.numbered()
-            .find(|(_, slot)| slot.in_use() && slot.uuid == uuid)
+        self.numbered().find(|(_, slot)| slot.in_use() && slot.uuid == uuid)
     }
 
     pub fn get(&self, inode: u32) -> Option<&UuidEntry> {
@@ -143,9 +136,7 @@ impl UuidTable {
 
     /// The first slot that was never used.
     pub fn first_free(&self) -> Option<u32> {
-        self.numbered()
-            .find(|(_, slot)| slot.is_free())
-            .map(|(inode, _)| inode)
+        self.numbered().find(|(_, slot)| slot.is_free()).map(|(inode, _)| inode)
     }
 
     /// Slots with their inodes.
@@ -166,15 +157,9 @@ impl UuidTable {
                 found.push(wrong("uuid", &both, &"one slot per volume"));
             }
             if slot.flash_only() != (slot.sectors > 0) {
-                let size = format!(
-                    "flags {} with {} sectors in slot {inode}",
-                    slot.flags, slot.sectors
-                );
-                found.push(wrong(
-                    "sectors",
-                    &size,
-                    &"a size exactly for flash-only volumes",
-                ));
+                let size =
+                    format!("flags {} with {} sectors in slot {inode}", slot.flags, slot.sectors);
+                found.push(wrong("sectors", &size, &"a size exactly for flash-only volumes"));
             }
         }
         found
@@ -185,9 +170,7 @@ impl UuidTable {
 fn entries<T: FromBytes + KnownLayout + Immutable + Unaligned + 'static>(
     bytes: &[u8],
 ) -> impl Iterator<Item = &T> {
-    bytes
-        .chunks_exact(size_of::<T>())
-        .filter_map(|chunk| T::ref_from_bytes(chunk).ok())
+    bytes.chunks_exact(size_of::<T>()).filter_map(|chunk| T::ref_from_bytes(chunk).ok())
 }
 
 impl From<&RawUuidEntry> for UuidEntry {
@@ -236,25 +219,13 @@ mod tests {
     fn a_table_survives_and_knows_its_slots() {
         let mut table = UuidTable::empty(32);
         table.slots[0] = volume(7);
-        table.slots[1] = UuidEntry {
-            uuid: UuidEntry::INVALID,
-            invalidated: 9,
-            ..volume(8)
-        };
-        table.slots[2] = UuidEntry {
-            sectors: 4096,
-            flags: 1,
-            ..volume(9)
-        };
+        table.slots[1] = UuidEntry { uuid: UuidEntry::INVALID, invalidated: 9, ..volume(8) };
+        table.slots[2] = UuidEntry { sectors: 4096, flags: 1, ..volume(9) };
         let back = UuidTable::parse(&table.encode(4096), 1);
         assert_eq!(back, table);
         assert_eq!(back.find(Uuid::from_u128(7)).unwrap().0, 0);
         assert!(back.find(UuidEntry::INVALID).is_none());
-        assert_eq!(
-            back.first_free(),
-            Some(3),
-            "an invalidated slot is not free"
-        );
+        assert_eq!(back.first_free(), Some(3), "an invalidated slot is not free");
         assert!(back.findings(Place::default()).is_empty());
     }
 
@@ -275,15 +246,8 @@ mod tests {
         let mut table = UuidTable::empty(32);
         table.slots[0] = volume(7);
         table.slots[5] = volume(7);
-        table.slots[6] = UuidEntry {
-            sectors: 4096,
-            ..volume(9)
-        };
-        let fields: Vec<_> = table
-            .findings(Place::default())
-            .iter()
-            .map(|f| f.field)
-            .collect();
+        table.slots[6] = UuidEntry { sectors: 4096, ..volume(9) };
+        let fields: Vec<_> = table.findings(Place::default()).iter().map(|f| f.field).collect();
         assert_eq!(fields, ["uuid", "sectors"]);
     }
 }
