@@ -166,3 +166,12 @@ impl fmt::Display for Hex {
         write!(f, "{:#018x}", self.0)
     }
 }
+
+/// Why a structure could not be read: the device failed, or its bytes are wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error(transparent)]
+    Device(#[from] varve_block::Error),
+    #[error(transparent)]
+    Corrupt(#[from] Corrupt),
+}

@@ -28,6 +28,9 @@ impl Default for PageModel {
 }
 
 impl PageModel {
+    /// 64 KiB pages.
+    pub const LARGE: PageModel = PageModel { page_sectors: 128, largest_pages: 1024 };
+
     fn meta_sectors(self, bucket_size: u32) -> u32 {
         let page = self.page_sectors.max(1);
         // 32768 is the largest power of two that the 16 bits of KEY_SIZE can hold.
@@ -91,9 +94,9 @@ impl Layout {
         self.pages.meta_sectors(self.bucket_size)
     }
 
-    /// Sectors of a prio set written by a kernel with 64 KiB pages: the second guess of a reader.
+    /// Sectors of metadata written by a kernel with 64 KiB pages: the second guess of a reader.
     pub fn meta_sectors_large_pages(&self) -> u32 {
-        self.bucket_size.min(32_768)
+        PageModel::LARGE.meta_sectors(self.bucket_size)
     }
 
     /// Sectors of a new btree node. Nodes found on disk carry their own size.
