@@ -1,7 +1,10 @@
 //! Devices at the bottom of a stack, and the smallest layers.
 
 mod mem;
+mod sim;
+pub(crate) mod sys;
 mod window;
 
 pub use mem::Mem;
+pub use sim::SimDisk;
 pub use window::Window;
