@@ -1,8 +1,7 @@
 //! Devices at the bottom of a stack, and the smallest layers.
 
 mod mem;
-mod sim;
-pub(crate) mod sys;
+pub mod sim;
 mod window;
 
 pub use mem::Mem;
