@@ -23,9 +23,7 @@ pub(crate) const STRIPES: u32 = 4000;
 /// Bytes of the split key on disk, in whole sectors. `None` when it does not fit a `u64`, which no
 /// key length that passed check 24 reaches.
 pub(crate) fn area_len(key_len: u64, stripes: u32) -> Option<u64> {
-    key_len
-        .checked_mul(u64::from(stripes))?
-        .checked_next_multiple_of(512)
+    key_len.checked_mul(u64::from(stripes))?.checked_next_multiple_of(512)
 }
 
 fn diffuse(hash: Hash, d: &mut [u8]) {
@@ -125,10 +123,8 @@ pub(crate) mod tests {
         );
         assert_eq!(
             diffused(Hash::Sha256, 64),
-            hex(
-                "bff51a6d513395979e3a870c8483769a5a70002e6e32c146c53e1d2edc467002b32f0e0ffb9565b7\
-                 420f28f7178244f549461806e38b750e2d47de25d70e9049"
-            )
+            hex("bff51a6d513395979e3a870c8483769a5a70002e6e32c146c53e1d2edc467002b32f0e0ffb9565b7\
+                 420f28f7178244f549461806e38b750e2d47de25d70e9049")
         );
     }
 
@@ -138,10 +134,8 @@ pub(crate) mod tests {
         let out = split(Hash::Sha256, &key, 4, &mut stream()).unwrap();
         let mut last = hex("8604c916a6db49e1418512fe4a7d0d9f");
         xor(&mut last, key.bytes());
-        let mut want = hex(
-            "36990d1da0bebc31d4daa56f2bed266477a15fc86dd54e2a5b9f968035281b8b\
-             8ad883506ea9cd96b515bf9ad6c1dd80",
-        );
+        let mut want = hex("36990d1da0bebc31d4daa56f2bed266477a15fc86dd54e2a5b9f968035281b8b\
+             8ad883506ea9cd96b515bf9ad6c1dd80");
         want.extend_from_slice(&last);
         assert_eq!(&out[..64], &want[..]);
         assert_eq!(hex("8605cb15a2de4fe6498c18f546700390"), last);
@@ -165,10 +159,7 @@ pub(crate) mod tests {
     fn area_lengths_do_not_overflow() {
         assert_eq!(area_len(64, STRIPES), Some(256_000));
         assert_eq!(area_len(u64::MAX, STRIPES), None);
-        assert_eq!(
-            area_len(u64::from(u32::MAX), STRIPES),
-            Some(17_179_869_180_416)
-        );
+        assert_eq!(area_len(u64::from(u32::MAX), STRIPES), Some(17_179_869_180_416));
     }
 
     proptest! {

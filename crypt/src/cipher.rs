@@ -63,10 +63,7 @@ impl CipherSpec {
     /// Parses the text of a header, a table line or a command line.
     pub fn parse(text: &str) -> Result<CipherSpec> {
         let bad = |why: &str| {
-            Err(Error::unsupported(format!(
-                "cipher \"{}\": {why} (check 39)",
-                printable(text)
-            )))
+            Err(Error::unsupported(format!("cipher \"{}\": {why} (check 39)", printable(text))))
         };
         if text.is_empty() || text.len() > TEXT_MAX {
             return bad("empty or too long");
@@ -100,13 +97,7 @@ impl CipherSpec {
         if chain == Chain::Ecb && iv != IvMode::None {
             return bad("ECB takes no IV mode");
         }
-        Ok(CipherSpec {
-            text: text.into(),
-            cipher: cipher.into(),
-            key_count,
-            chain,
-            iv,
-        })
+        Ok(CipherSpec { text: text.into(), cipher: cipher.into(), key_count, chain, iv })
     }
 
     /// The text it was parsed from (the null cipher's spellings become one).
@@ -128,19 +119,13 @@ impl CipherSpec {
     /// What this text asks for and this program does not do, as an error that says so.
     pub fn check_supported(&self) -> Result<()> {
         let no = |what: String| {
-            Err(Error::unsupported(format!(
-                "cipher \"{}\": {what}",
-                printable(&self.text)
-            )))
+            Err(Error::unsupported(format!("cipher \"{}\": {what}", printable(&self.text))))
         };
         if self.is_null() {
             return Err(Error::refused(41, "the null cipher encrypts nothing"));
         }
         if self.cipher != "aes" {
-            return no(format!(
-                "{} is not implemented, only aes",
-                printable(&self.cipher)
-            ));
+            return no(format!("{} is not implemented, only aes", printable(&self.cipher)));
         }
         if self.key_count != 1 {
             return no("several keys per volume are not implemented".into());
@@ -165,14 +150,10 @@ impl CipherSpec {
     pub fn check_creatable(&self) -> Result<()> {
         self.check_supported()?;
         match self.iv {
-            IvMode::Plain => Err(Error::refused(
-                38,
-                "IV mode plain repeats every 2 TiB; use plain64",
-            )),
-            IvMode::Null => Err(Error::refused(
-                41,
-                "IV mode null is the same for every sector",
-            )),
+            IvMode::Plain => {
+                Err(Error::refused(38, "IV mode plain repeats every 2 TiB; use plain64"))
+            }
+            IvMode::Null => Err(Error::refused(41, "IV mode null is the same for every sector")),
             _ => Ok(()),
         }
     }
@@ -251,11 +232,7 @@ fn split_classic(text: &str) -> Option<Parts<'_>> {
 fn split_capi(name: &str) -> Option<Parts<'_>> {
     let end = name.rfind(')')? + 1;
     let (kernel, iv) = name.split_at_checked(end)?;
-    let iv = if iv.is_empty() {
-        None
-    } else {
-        Some(iv.strip_prefix('-')?)
-    };
+    let iv = if iv.is_empty() { None } else { Some(iv.strip_prefix('-')?) };
     let (mode, inner) = kernel.strip_suffix(')')?.split_once('(')?;
     if mode.is_empty() || inner.is_empty() {
         return None;
@@ -311,19 +288,10 @@ mod tests {
         assert_eq!(spec("aes").iv, IvMode::Plain);
         assert_eq!(spec("aes").chain, Chain::Cbc);
         assert_eq!(spec("aes-plain").chain, Chain::Cbc);
-        assert_eq!(
-            spec("aes-cbc-essiv:sha256").iv,
-            IvMode::Essiv("sha256".into())
-        );
-        assert_eq!(
-            spec("capi:cbc(aes)-essiv:sha256").iv,
-            IvMode::Essiv("sha256".into())
-        );
+        assert_eq!(spec("aes-cbc-essiv:sha256").iv, IvMode::Essiv("sha256".into()));
+        assert_eq!(spec("capi:cbc(aes)-essiv:sha256").iv, IvMode::Essiv("sha256".into()));
         assert_eq!(spec("aes:2-xts-plain64").key_count, 2);
-        assert_eq!(
-            spec("aes-xts-plain64").luks1_fields(),
-            Some(("aes", "xts-plain64"))
-        );
+        assert_eq!(spec("aes-xts-plain64").luks1_fields(), Some(("aes", "xts-plain64")));
     }
 
     #[test]
@@ -348,10 +316,7 @@ mod tests {
         ] {
             let s = spec(text);
             assert!(s.is_null(), "{text}");
-            assert!(
-                matches!(s.check_supported(), Err(Error::Refused { check: 41, .. })),
-                "{text}"
-            );
+            assert!(matches!(s.check_supported(), Err(Error::Refused { check: 41, .. })), "{text}");
         }
     }
 
@@ -366,10 +331,7 @@ mod tests {
             "capi:authenc(hmac(sha256),xts(aes))-random",
             "capi:essiv(cbc(aes),sha256)-plain64",
         ] {
-            assert!(
-                matches!(spec(text).check_supported(), Err(Error::Unsupported(_))),
-                "{text}"
-            );
+            assert!(matches!(spec(text).check_supported(), Err(Error::Unsupported(_))), "{text}");
         }
     }
 
@@ -377,10 +339,7 @@ mod tests {
     fn repeating_ivs_open_but_are_never_made() {
         for text in ["aes-xts-plain", "aes-xts-null"] {
             spec(text).check_supported().unwrap();
-            assert!(
-                matches!(spec(text).check_creatable(), Err(Error::Refused { .. })),
-                "{text}"
-            );
+            assert!(matches!(spec(text).check_creatable(), Err(Error::Refused { .. })), "{text}");
         }
         assert!(IvMode::Plain.repeats_before((1 << 32) + 1));
         assert!(!IvMode::Plain.repeats_before(1 << 32));

@@ -100,10 +100,7 @@ impl fmt::Display for Skipped {
 impl Error {
     /// The operator has to allow this by name.
     pub(crate) fn refused(check: u8, why: impl Into<String>) -> Error {
-        Error::Refused {
-            check,
-            why: why.into(),
-        }
+        Error::Refused { check, why: why.into() }
     }
 
     /// The header is legal, we are not able.
@@ -150,15 +147,7 @@ mod tests {
 
     #[test]
     fn skipped_slots_are_named_in_the_line() {
-        let e = Error::WrongKey {
-            skipped: vec![Skipped {
-                slot: 3,
-                why: "unknown kdf".into(),
-            }],
-        };
-        assert!(
-            e.to_string().ends_with("(not tried: slot 3: unknown kdf)"),
-            "{e}"
-        );
+        let e = Error::WrongKey { skipped: vec![Skipped { slot: 3, why: "unknown kdf".into() }] };
+        assert!(e.to_string().ends_with("(not tried: slot 3: unknown kdf)"), "{e}");
     }
 }

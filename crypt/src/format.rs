@@ -26,3 +26,11 @@ fn text<'a>(bytes: &'a [u8], wrong: impl Fn(String) -> Corrupt) -> Result<&'a st
         Err(_) => Err(wrong(printable(&String::from_utf8_lossy(text)))),
     }
 }
+
+/// Puts text into a field and zeroes its rest. What is too long was refused where it came in.
+fn set_text(field: &mut [u8], text: &str) {
+    field.fill(0);
+    for (to, from) in field.iter_mut().zip(text.bytes()) {
+        *to = from;
+    }
+}

@@ -135,13 +135,9 @@ mod tests {
 
     #[test]
     fn names_round_trip_and_sizes_are_those_of_the_standard() {
-        for (name, size) in [
-            ("sha1", 20),
-            ("sha224", 28),
-            ("sha256", 32),
-            ("sha384", 48),
-            ("sha512", 64),
-        ] {
+        for (name, size) in
+            [("sha1", 20), ("sha224", 28), ("sha256", 32), ("sha384", 48), ("sha512", 64)]
+        {
             let h = Hash::named(name).unwrap();
             assert_eq!((h.name(), h.size()), (name, size));
         }

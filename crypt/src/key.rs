@@ -142,10 +142,7 @@ pub(crate) fn same(a: &[u8], b: &[u8]) -> bool {
     if a.len() != b.len() {
         return false;
     }
-    let difference = a
-        .iter()
-        .zip(b)
-        .fold(0u8, |d, (x, y)| std::hint::black_box(d | (x ^ y)));
+    let difference = a.iter().zip(b).fold(0u8, |d, (x, y)| std::hint::black_box(d | (x ^ y)));
     std::hint::black_box(difference) == 0
 }
 
@@ -183,10 +180,7 @@ mod tests {
     #[test]
     fn debug_shows_nothing() {
         assert_eq!(format!("{:?}", Key::copy_from(b"hunter2")), "Key(..)");
-        assert_eq!(
-            format!("{:?}", Some(Key::copy_from(b"hunter2"))),
-            "Some(Key(..))"
-        );
+        assert_eq!(format!("{:?}", Some(Key::copy_from(b"hunter2"))), "Some(Key(..))");
     }
 
     #[test]

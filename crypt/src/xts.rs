@@ -114,13 +114,7 @@ enum Expanded {
 
 impl std::fmt::Debug for Xts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "Xts({:?}, {} bytes, {:?})",
-            self.engine(),
-            self.sector_size.0,
-            self.iv
-        )
+        write!(f, "Xts({:?}, {} bytes, {:?})", self.engine(), self.sector_size.0, self.iv)
     }
 }
 
@@ -227,22 +221,10 @@ impl Xts {
     /// The IVs of a run of encryption sectors.
     fn units(&self, n: u64, len: usize) -> Units<'_> {
         let size = self.sector_size.bytes();
-        assert!(
-            len.is_multiple_of(size),
-            "{len} bytes are not whole {size}-byte sectors"
-        );
+        assert!(len.is_multiple_of(size), "{len} bytes are not whole {size}-byte sectors");
         let per_unit = self.sector_size.sectors();
-        let (next, step) = if self.large {
-            (n / per_unit, 1)
-        } else {
-            (n, per_unit)
-        };
-        Units {
-            iv: &self.iv,
-            next,
-            step,
-            size,
-        }
+        let (next, step) = if self.large { (n / per_unit, 1) } else { (n, per_unit) };
+        Units { iv: &self.iv, next, step, size }
     }
 }
 
@@ -281,14 +263,9 @@ impl AwsLc {
     fn new(key: &Key) -> Result<AwsLc> {
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(64));
         let set = |direction| -> Result<Box<[Mutex<Context>]>> {
-            (0..threads)
-                .map(|_| Ok(Mutex::new(Context::new(key, direction)?)))
-                .collect()
+            (0..threads).map(|_| Ok(Mutex::new(Context::new(key, direction)?))).collect()
         };
-        Ok(AwsLc {
-            encrypt: set(Direction::Encrypt)?,
-            decrypt: set(Direction::Decrypt)?,
-        })
+        Ok(AwsLc { encrypt: set(Direction::Encrypt)?, decrypt: set(Direction::Decrypt)? })
     }
 
     /// A context nobody uses; in the usual case the one this thread used before.
@@ -408,10 +385,7 @@ impl Context {
         // SAFETY: private to this module; both callers pass slices of `len` bytes that they borrow
         // across the call, either the same one or two that cannot overlap.
         let ok = unsafe { aws::EVP_Cipher(self.0.as_ptr(), to, from, len) };
-        assert_eq!(
-            ok, 1,
-            "a started data unit of 512 to 4096 bytes cannot fail"
-        );
+        assert_eq!(ok, 1, "a started data unit of 512 to 4096 bytes cannot fail");
     }
 }
 

@@ -94,7 +94,8 @@ impl<'a> Field<'a> {
             let Some(id) = id(name, limit) else {
                 return Err(Corrupt {
                     found: printable(name),
-                    ..self.wrong(8, format!("ids 0 to {} in canonical form", limit.saturating_sub(1)))
+                    ..self
+                        .wrong(8, format!("ids 0 to {} in canonical form", limit.saturating_sub(1)))
                 });
             };
             members.push((id, field));

@@ -36,10 +36,7 @@ fn schedule<C: KeyInit + BlockSizeUser<BlockSize = consts::U16>>(
     data: &[u8],
     tweak: &[u8],
 ) -> Option<Box<Xts128<C>>> {
-    let xts = Xts128::new(
-        C::new_from_slice(data).ok()?,
-        C::new_from_slice(tweak).ok()?,
-    );
+    let xts = Xts128::new(C::new_from_slice(data).ok()?, C::new_from_slice(tweak).ok()?);
     let xts = Box::new(xts);
     crate::key::protect_schedule(std::ptr::from_ref(&*xts).cast(), size_of::<Xts128<C>>());
     Some(xts)

@@ -5,18 +5,11 @@ use proptest::prelude::*;
 
 fn params(mode: &str, sector_size: u64, engine: Engine) -> XtsParams {
     let spec = CipherSpec::parse(&format!("aes-xts-{mode}")).unwrap();
-    XtsParams {
-        engine,
-        ..XtsParams::new(spec, SectorSize::new(sector_size).unwrap())
-    }
+    XtsParams { engine, ..XtsParams::new(spec, SectorSize::new(sector_size).unwrap()) }
 }
 
 fn engines(key_bits: usize) -> &'static [Engine] {
-    if key_bits == 512 {
-        &[Engine::AwsLc, Engine::Soft]
-    } else {
-        &[Engine::Auto, Engine::Soft]
-    }
+    if key_bits == 512 { &[Engine::AwsLc, Engine::Soft] } else { &[Engine::Auto, Engine::Soft] }
 }
 
 #[test]
@@ -34,12 +27,7 @@ fn every_vector_on_every_engine() {
             let mut data = plain.clone();
             xts.encrypt(v.n, &mut data);
             assert_eq!(to_hex(&data[..16]), v.first, "{} on {engine:?}", v.case);
-            assert_eq!(
-                to_hex(&data[data.len() - 16..]),
-                v.last,
-                "{} on {engine:?}",
-                v.case
-            );
+            assert_eq!(to_hex(&data[data.len() - 16..]), v.last, "{} on {engine:?}", v.case);
             assert_eq!(sha256(&data), v.sha256, "{} on {engine:?}", v.case);
 
             let mut into = vec![0xaa; plain.len()];
@@ -53,23 +41,15 @@ fn every_vector_on_every_engine() {
 
 #[test]
 fn zero_plaintext_and_the_standards_own_vector() {
-    let xts = Xts::new(
-        &params("plain64", 512, Engine::Auto),
-        &Key::copy_from(&vk1()),
-    )
-    .unwrap();
+    let xts = Xts::new(&params("plain64", 512, Engine::Auto), &Key::copy_from(&vk1())).unwrap();
     let mut data = vec![0; 512];
     xts.encrypt(0, &mut data);
-    assert_eq!(
-        sha256(&data),
-        "000c68601a5521ad88b990591dd0706c33a7e8b89b48c2fc5ea1870e2a19e7c0"
-    );
+    assert_eq!(sha256(&data), "000c68601a5521ad88b990591dd0706c33a7e8b89b48c2fc5ea1870e2a19e7c0");
 
     // IEEE 1619, vector 10 (AES-256, data unit 0xff of 512 bytes): first and last block.
-    let key = Key::copy_from(&hex(
-        "2718281828459045235360287471352662497757247093699959574966967627\
-         3141592653589793238462643383279502884197169399375105820974944592",
-    ));
+    let key =
+        Key::copy_from(&hex("2718281828459045235360287471352662497757247093699959574966967627\
+         3141592653589793238462643383279502884197169399375105820974944592"));
     for engine in [Engine::AwsLc, Engine::Soft] {
         let xts = Xts::new(&params("plain64", 512, engine), &key).unwrap();
         let mut data: Vec<u8> = (0..=255).chain(0..=255).collect();
@@ -99,14 +79,8 @@ fn weak_and_wrong_keys_are_refused_by_name() {
     let p = params("plain64", 512, Engine::Auto);
     let equal = Key::copy_from(&[vk1()[..32].to_vec(), vk1()[..32].to_vec()].concat());
     for weak in [&equal, &Key::zeroed(64), &Key::zeroed(32)] {
-        assert!(matches!(
-            Xts::new(&p, weak),
-            Err(Error::Refused { check: 22, .. })
-        ));
-        let allowed = XtsParams {
-            allow_weak_key: true,
-            ..p.clone()
-        };
+        assert!(matches!(Xts::new(&p, weak), Err(Error::Refused { check: 22, .. })));
+        let allowed = XtsParams { allow_weak_key: true, ..p.clone() };
         let xts = Xts::new(&allowed, weak).unwrap();
         assert_eq!(xts.engine(), Engine::Soft, "AWS-LC refuses equal halves");
         let mut data = pattern(0, 512);
@@ -117,17 +91,11 @@ fn weak_and_wrong_keys_are_refused_by_name() {
     }
     for len in [0, 16, 48, 63, 96] {
         let key = Key::copy_from(&vk1().repeat(2)[..len]);
-        assert!(
-            matches!(Xts::new(&p, &key), Err(Error::Unsupported(_))),
-            "{len}"
-        );
+        assert!(matches!(Xts::new(&p, &key), Err(Error::Unsupported(_))), "{len}");
     }
     let small = Key::copy_from(&vk1()[..32]);
     let aws_only = params("plain64", 512, Engine::AwsLc);
-    assert!(matches!(
-        Xts::new(&aws_only, &small),
-        Err(Error::Unsupported(_))
-    ));
+    assert!(matches!(Xts::new(&aws_only, &small), Err(Error::Unsupported(_))));
 }
 
 #[test]
