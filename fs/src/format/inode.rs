@@ -148,6 +148,12 @@ impl Inode {
         }
     }
 
+    /// Major and minor number of a device: the kernel's own 12 and 20 bits, as it has them in memory.
+    pub fn device(&self) -> (u32, u32) {
+        let bits = |n: u64, mask: u32| u32::try_from(n & u64::from(mask)).unwrap_or(0);
+        (bits(self.rdev >> 20, 0xFFF), bits(self.rdev, 0xF_FFFF))
+    }
+
     pub fn file_type(&self) -> FileType {
         FileType::from_mode(self.mode)
     }

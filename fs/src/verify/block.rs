@@ -54,9 +54,15 @@ pub fn read_block(rules: &Rules, block: &[u8], expect: &Expect, mirror: usize) -
             ),
         );
     }
-    against_parent(block, &header, expect, mirror)?;
-    owner(&header, expect)?;
+    expected(block, &header, expect, mirror)?;
     if level == 0 { leaf(rules, block) } else { node(rules, block) }
+}
+
+/// What the reader knows beyond the block itself: also asked of a block that was read before, for
+/// another reader. Mirror 0 is the cache.
+pub(crate) fn expected(block: &[u8], header: &Header, expect: &Expect, mirror: usize) -> Verdict {
+    against_parent(block, header, expect, mirror)?;
+    owner(header, expect)
 }
 
 /// A.15.

@@ -20,6 +20,7 @@ mod superblock;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use block::expected;
 pub use block::{Expect, read_block, write_block};
 pub use superblock::{SuperFault, superblock};
 

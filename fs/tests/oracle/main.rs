@@ -5,3 +5,5 @@
 
 mod kernel;
 mod mkfs;
+mod read;
+mod walk;

@@ -1,0 +1,311 @@
+//! Opening a file system, and what is known of it once it is open (format: btrfs 22).
+
+use crate::chunk::ChunkMap;
+use crate::error::{Error, ErrorKind, Result};
+use crate::file::Unpacked;
+use crate::format::Uuid;
+use crate::format::chunk::{Chunk, DevItem};
+use crate::format::key::{ItemType, Key, objectid};
+use crate::format::root::Root;
+use crate::format::superblock::{
+    CompatRo, Incompat, SUPER_OFFSETS, SUPER_SIZE, SuperFlags, Superblock,
+};
+use crate::tree::cursor::{Cursor, Tree, find_last};
+use crate::units::Logical;
+use crate::verify::{self, Rules};
+use crate::volume::{Counters, Member, Volume};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use varve_block::{BlockDevice, BufPool, Extent, Sector, Sectors};
+
+/// How to open. `Default` is what a mount does.
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    /// Which superblock copy to believe. The kernel knows only the first; others are for rescue.
+    pub super_copy: usize,
+    /// Memory for tree blocks.
+    pub cache_bytes: usize,
+    /// Read data whose checksums are missing or wrong.
+    pub ignore_data_csums: bool,
+    /// Which tree `/` is: the default subvolume when absent.
+    pub subvolume: Option<u64>,
+}
+
+impl Default for OpenOptions {
+    fn default() -> OpenOptions {
+        OpenOptions {
+            super_copy: 0,
+            cache_bytes: 64 << 20,
+            ignore_data_csums: false,
+            subvolume: None,
+        }
+    }
+}
+
+/// An open file system. It reads; nothing is ever written to a device through it.
+///
+/// # Log tree
+/// What was fsynced after the last commit lives in a log that only a writer replays. It is ignored
+/// here, with a warning: files show the state of the last commit.
+pub struct Fs<D: BlockDevice> {
+    pub(crate) volume: Volume<D>,
+    pub(crate) options: OpenOptions,
+    /// File trees by id, as they are used.
+    subvolumes: RefCell<BTreeMap<u64, Rc<Subvolume>>>,
+    pub(crate) csums: Option<Tree>,
+    pub(crate) top: u64,
+    pub(crate) unpacked: RefCell<Unpacked>,
+    warnings: Vec<String>,
+}
+
+/// A file tree and its root item.
+#[derive(Clone, Debug)]
+pub struct Subvolume {
+    pub id: u64,
+    pub root: Root,
+    pub(crate) tree: Tree,
+}
+
+impl<D: BlockDevice> Fs<D> {
+    /// Opens a file system on one device.
+    pub async fn open(device: D, options: OpenOptions) -> Result<Fs<D>> {
+        Fs::open_devices(vec![device], options).await
+    }
+
+    /// Opens a file system on several devices, in any order. Missing ones are no error until
+    /// something is read of which they hold the only copy.
+    pub async fn open_devices(devices: Vec<D>, options: OpenOptions) -> Result<Fs<D>> {
+        let mut warnings = Vec::new();
+        let (members, sb) = gather(devices, options.super_copy, &mut warnings).await?;
+        features(&sb)?;
+        let rules = Rules::of(&sb).ok_or_else(|| Error::unsupported("unknown checksum type"))?;
+        note_state(&sb, &mut warnings);
+        let volume = Volume::new(members, sb, rules, options.cache_bytes);
+        load_chunks(&volume, &mut warnings).await?;
+        let csums = root_of(&volume, objectid::CSUM_TREE).await?.map(|(tree, _)| tree);
+        for warning in &warnings {
+            tracing::warn!(fsid = %volume.sb.fsid, "{warning}");
+        }
+        let mut fs = Fs {
+            volume,
+            options,
+            subvolumes: RefCell::default(),
+            csums,
+            top: objectid::FS_TREE,
+            unpacked: RefCell::default(),
+            warnings,
+        };
+        fs.top = match fs.options.subvolume {
+            Some(id) => id,
+            None => fs.default_subvolume().await?,
+        };
+        fs.subvolume(fs.top).await?;
+        Ok(fs)
+    }
+
+    pub fn superblock(&self) -> &Superblock {
+        &self.volume.sb
+    }
+
+    /// What is odd about this file system, in sentences.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    pub fn counters(&self) -> Counters {
+        self.volume.counters()
+    }
+
+    /// The chunks, as the chunk tree has them.
+    pub fn chunks(&self) -> ChunkMap {
+        self.volume.chunks().borrow().clone()
+    }
+
+    /// The tree that `/` is.
+    pub fn top_subvolume(&self) -> u64 {
+        self.top
+    }
+
+    /// A file tree by its id.
+    pub async fn subvolume(&self, id: u64) -> Result<Rc<Subvolume>> {
+        if let Some(known) = self.subvolumes.borrow().get(&id) {
+            return Ok(Rc::clone(known));
+        }
+        if !objectid::is_file_tree(id) {
+            return Err(Error::new(ErrorKind::Invalid, format!("tree {id} holds no files")));
+        }
+        let Some((tree, root)) = root_of(&self.volume, id).await? else {
+            return Err(Error::new(ErrorKind::NotFound, format!("there is no subvolume {id}")));
+        };
+        let found = Rc::new(Subvolume { id, root, tree });
+        self.subvolumes.borrow_mut().insert(id, Rc::clone(&found));
+        Ok(found)
+    }
+
+    pub(crate) fn root_tree(&self) -> Tree {
+        Tree { id: objectid::ROOT_TREE, root: self.volume.sb.tree_root() }
+    }
+}
+
+/// The newest root of tree `id`: relocation and snapshots key theirs by source or transaction.
+pub(crate) async fn root_of<D: BlockDevice>(
+    volume: &Volume<D>,
+    id: u64,
+) -> Result<Option<(Tree, Root)>> {
+    let root_tree = Tree { id: objectid::ROOT_TREE, root: volume.sb.tree_root() };
+    let last = Key::new(id, ItemType::ROOT_ITEM, u64::MAX);
+    let item = find_last(volume, &root_tree, last).await?;
+    let Some(item) =
+        item.filter(|item| (item.key().objectid, item.key().kind) == (id, ItemType::ROOT_ITEM))
+    else {
+        return Ok(None);
+    };
+    let root = Root::parse(item.data())
+        .map_err(|wrong| Error::corrupt(format!("root item of tree {id}")).because(wrong))?;
+    let tree = Tree {
+        id,
+        root: crate::format::superblock::RootPointer {
+            block: root.bytenr,
+            generation: root.generation,
+            level: root.level,
+        },
+    };
+    Ok(Some((tree, root)))
+}
+
+/// Reads every device's superblock, and keeps those that belong to the newest state of one file
+/// system.
+async fn gather<D: BlockDevice>(
+    devices: Vec<D>,
+    copy: usize,
+    warnings: &mut Vec<String>,
+) -> Result<(Vec<Member<D>>, Superblock)> {
+    let mut found = Vec::new();
+    for device in devices {
+        let sb = read_super(&device, copy).await?;
+        found.push((device, sb));
+    }
+    let newest = found.iter().map(|(_, sb)| sb).max_by_key(|sb| sb.generation).cloned();
+    let Some(newest) = newest else {
+        return Err(Error::new(ErrorKind::Invalid, "no device was given"));
+    };
+    let mut members: Vec<Member<D>> = Vec::new();
+    for (device, sb) in found {
+        let geometry = device.geometry();
+        if sb.fsid != newest.fsid {
+            let message = format!(
+                "{} belongs to another file system: {}, not {}",
+                geometry.dev, sb.fsid, newest.fsid
+            );
+            return Err(Error::new(ErrorKind::Invalid, message));
+        }
+        if sb.generation < newest.generation {
+            warnings.push(format!(
+                "{} is left out: its generation is {}, the file system's {}",
+                geometry.dev, sb.generation, newest.generation
+            ));
+            continue;
+        }
+        let DevItem { devid, uuid, .. } = sb.dev_item;
+        if members.iter().any(|member| member.devid == devid) {
+            let message = format!("{}: device {devid} was given twice", geometry.dev);
+            return Err(Error::new(ErrorKind::Invalid, message));
+        }
+        members.push(Member { devid, uuid, device, geometry });
+    }
+    Ok((members, newest))
+}
+
+async fn read_super<D: BlockDevice>(device: &D, copy: usize) -> Result<Superblock> {
+    let geometry = device.geometry();
+    let Some(&at) = SUPER_OFFSETS.get(copy) else {
+        return Err(Error::new(ErrorKind::Invalid, "superblock copies are 0, 1 and 2"));
+    };
+    let block = geometry.block.bytes().max(SUPER_SIZE as u64);
+    if !at.is_multiple_of(block) {
+        return Err(Error::unsupported(format!("device blocks of {block} bytes")));
+    }
+    let range = Extent::new(Sector::containing(at), Sectors(block >> 9));
+    if !range.fits(geometry.len) {
+        let message = format!("{}: too small to hold superblock copy {copy}", geometry.dev);
+        return Err(Error::corrupt(message));
+    }
+    let pool = BufPool::new(SUPER_SIZE);
+    let bytes = device.read(range.start, pool.take(range.len).await).await?;
+    let sb = verify::superblock(bytes.get(..SUPER_SIZE).unwrap_or(&[]), at)
+        .map_err(|fault| Error::corrupt(format!("{}: {fault}", geometry.dev)).because(fault))?;
+    Ok(sb)
+}
+
+/// What this engine would misread is refused by name.
+fn features(sb: &Superblock) -> Result<()> {
+    let unknown = sb.incompat.difference(Incompat::READABLE);
+    if !unknown.is_empty() {
+        let message = format!("unsupported incompat features 0x{:x}", unknown.bits());
+        return Err(Error::unsupported(message));
+    }
+    Ok(())
+}
+
+fn note_state(sb: &Superblock, warnings: &mut Vec<String>) {
+    let unknown = sb.compat_ro.difference(CompatRo::KNOWN);
+    if !unknown.is_empty() {
+        let bits = unknown.bits();
+        warnings.push(format!("unknown read-only compatible features 0x{bits:x}: reading only"));
+    }
+    if sb.log_root.0 != 0 {
+        warnings.push(
+            "there is a log tree: what was fsynced after the last commit is not shown".into(),
+        );
+    }
+    if sb.flags.contains(SuperFlags::ERROR) {
+        warnings.push("the superblock says that errors were found".into());
+    }
+    if sb.flags.intersects(SuperFlags::METADUMP | SuperFlags::METADUMP_V2) {
+        warnings.push("restored from a metadata dump: file data is missing or partial".into());
+    }
+}
+
+/// From the few chunks in the superblock to all of them.
+async fn load_chunks<D: BlockDevice>(volume: &Volume<D>, warnings: &mut Vec<String>) -> Result<()> {
+    let system = volume.sb.sys_chunks().map_err(|w| Error::corrupt(w.to_string()))?;
+    for (start, chunk) in system {
+        volume.chunks().borrow_mut().insert(start, chunk)?;
+    }
+    let tree = Tree { id: objectid::CHUNK_TREE, root: volume.sb.chunk_tree_root() };
+    let mut cursor = Cursor::seek(volume, &tree, Key::MIN).await?;
+    let mut devices: Vec<(u64, Uuid)> = Vec::new();
+    while let Some(item) = cursor.next().await? {
+        let key = item.key();
+        let damaged = |what: &str, wrong| {
+            Error::corrupt(format!("{what} {key} in the chunk tree")).because(wrong)
+        };
+        match key.kind {
+            ItemType::CHUNK_ITEM => {
+                let chunk = Chunk::parse(item.data()).map_err(|w| damaged("chunk", w))?;
+                volume.chunks().borrow_mut().insert(Logical(key.offset), chunk)?;
+            }
+            ItemType::DEV_ITEM => {
+                let device = DevItem::parse(item.data()).map_err(|w| damaged("device", w))?;
+                devices.push((device.devid, device.uuid));
+            }
+            _ => (),
+        }
+    }
+    for (devid, uuid) in devices {
+        let here = volume.members().iter().find(|member| member.devid == devid);
+        match here {
+            None => warnings.push(format!("device {devid} is missing")),
+            Some(member) if member.uuid != uuid => {
+                let message = format!(
+                    "{} says it is device {devid}, but has uuid {} where {uuid} belongs",
+                    member.geometry.dev, member.uuid
+                );
+                return Err(Error::new(ErrorKind::Invalid, message));
+            }
+            Some(_) => (),
+        }
+    }
+    Ok(())
+}

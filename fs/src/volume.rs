@@ -1,0 +1,339 @@
+//! The volume: member devices, the chunk map over them, and reads that do not give up at the first
+//! bad copy.
+//!
+//! A copy that cannot be read or does not check out is logged and the next one tried; only when all
+//! have failed does the caller hear of it, and then with what was wrong with the first.
+
+use crate::chunk::ChunkMap;
+use crate::csum::Found;
+use crate::error::{Error, ErrorKind, Place, Result};
+use crate::format::Uuid;
+use crate::format::superblock::Superblock;
+use crate::tree::cache::{BlockCache, Look};
+use crate::tree::node::TreeBlock;
+use crate::units::{Logical, Physical};
+use crate::verify::{Expect, Rules};
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+use varve_block::{BlockDevice, BufPool, Extent, Geometry, Sector, Sectors, chain};
+
+/// Memory for reads in flight.
+const POOL_BUDGET: usize = 16 << 20;
+
+/// One device of the file system.
+pub(crate) struct Member<D> {
+    pub(crate) devid: u64,
+    pub(crate) uuid: Uuid,
+    pub(crate) device: D,
+    pub(crate) geometry: Geometry,
+}
+
+pub(crate) struct Volume<D> {
+    members: Vec<Member<D>>,
+    pub(crate) sb: Superblock,
+    pub(crate) rules: Rules,
+    /// Filled while opening; never changed afterwards.
+    chunks: RefCell<ChunkMap>,
+    blocks: BlockCache,
+    pool: BufPool,
+    bad_copies: Cell<u64>,
+}
+
+/// What the volume has lived through.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counters {
+    /// Tree blocks found in memory.
+    pub block_hits: u64,
+    /// Tree blocks read from a device.
+    pub block_reads: u64,
+    /// Copies of blocks or sectors that could not be read or were wrong.
+    pub bad_copies: u64,
+}
+
+impl<D: BlockDevice> Volume<D> {
+    pub(crate) fn new(
+        members: Vec<Member<D>>,
+        sb: Superblock,
+        rules: Rules,
+        cache_bytes: usize,
+    ) -> Volume<D> {
+        Volume {
+            members,
+            sb,
+            rules,
+            chunks: RefCell::default(),
+            blocks: BlockCache::new(cache_bytes),
+            pool: BufPool::new(POOL_BUDGET),
+            bad_copies: Cell::new(0),
+        }
+    }
+
+    pub(crate) fn counters(&self) -> Counters {
+        let (block_hits, block_reads) = self.blocks.counters();
+        Counters { block_hits, block_reads, bad_copies: self.bad_copies.get() }
+    }
+
+    pub(crate) fn chunks(&self) -> &RefCell<ChunkMap> {
+        &self.chunks
+    }
+
+    pub(crate) fn members(&self) -> &[Member<D>] {
+        &self.members
+    }
+
+    fn note_bad(&self) {
+        self.bad_copies.set(self.bad_copies.get() + 1);
+    }
+
+    /// The block that `expect` describes, from memory or from the first good copy.
+    pub(crate) async fn block(&self, expect: &Expect) -> Result<Arc<TreeBlock>> {
+        loop {
+            match self.blocks.look(expect.logical) {
+                Look::Hit(block) => {
+                    block.is_expected(expect)?;
+                    return Ok(block);
+                }
+                Look::Wait(read) => read.ended().await,
+                Look::Claimed(claim) => {
+                    let block = self.read_block(expect).await?;
+                    return Ok(claim.publish(block));
+                }
+            }
+        }
+    }
+
+    async fn read_block(&self, expect: &Expect) -> Result<TreeBlock> {
+        let mut first = None;
+        for mirror in 1..=self.mirrors(expect.logical)? {
+            let mut bytes = vec![0; self.rules.nodesize as usize];
+            let read = self.read_mirror(expect.logical, mirror, &mut bytes).await;
+            let checked = match read {
+                Ok(()) => TreeBlock::check(&self.rules, bytes, expect, mirror).map_err(Error::from),
+                Err(error) => Err(error),
+            };
+            match checked {
+                Ok(block) => return Ok(block),
+                Err(error) => {
+                    self.note_bad();
+                    let block = expect.logical.0;
+                    tracing::warn!(block, mirror, error = %chain(&error), "bad copy, trying next");
+                    first.get_or_insert(error);
+                }
+            }
+        }
+        Err(first.unwrap_or_else(|| Error::corrupt("a chunk without copies")))
+    }
+
+    /// How many copies there are of what lies at `at`.
+    pub(crate) fn mirrors(&self, at: Logical) -> Result<usize> {
+        Ok(self.chunks.borrow().map(at, 1)?.copies.len())
+    }
+
+    /// Fills `out` from one copy, across chunk and stripe borders.
+    pub(crate) async fn read_mirror(
+        &self,
+        at: Logical,
+        mirror: usize,
+        out: &mut [u8],
+    ) -> Result<()> {
+        let mut at = at;
+        let mut rest = out;
+        while !rest.is_empty() {
+            let piece = self.chunks.borrow().map(at, rest.len() as u64)?;
+            let Some(place) = piece.copies.get(mirror - 1) else {
+                return Err(Error::corrupt(format!("logical {at} has no mirror {mirror}")));
+            };
+            let len = usize::try_from(piece.len).unwrap_or(usize::MAX).min(rest.len());
+            let (head, tail) = rest.split_at_mut(len);
+            self.read_device(*place, head).await?;
+            rest = tail;
+            at = Logical(at.0 + len as u64);
+        }
+        Ok(())
+    }
+
+    /// Fills `out` from one device, whatever its block size.
+    async fn read_device(&self, place: Physical, out: &mut [u8]) -> Result<()> {
+        let member = self.members.iter().find(|member| member.devid == place.devid);
+        let Some(Member { device, geometry, .. }) = member else {
+            let message = format!("device {} is missing", place.devid);
+            return Err(Error::new(ErrorKind::Io, message));
+        };
+        let block = geometry.block.bytes();
+        let most = geometry.max_request.bytes() - geometry.max_request.bytes() % block;
+        let mut byte = place.byte;
+        let mut rest = out;
+        while !rest.is_empty() {
+            let skip = byte % block;
+            let start = byte - skip;
+            let want = (skip + rest.len() as u64).next_multiple_of(block).min(most);
+            let range = Extent::new(Sector::containing(start), Sectors(want >> 9));
+            if !range.fits(geometry.len) {
+                let message = format!("{place}: behind the end of {}", geometry.dev);
+                return Err(Error::new(ErrorKind::Io, message));
+            }
+            let buf = device.read(range.start, self.pool.take(range.len).await).await?;
+            let got = buf.get(usize::try_from(skip).unwrap_or(usize::MAX)..).unwrap_or(&[]);
+            let len = got.len().min(rest.len());
+            let (head, tail) = rest.split_at_mut(len);
+            head.copy_from_slice(&got[..len]);
+            rest = tail;
+            byte += len as u64;
+        }
+        Ok(())
+    }
+
+    /// Fills `out` with data, sector by sector verified against `sums` (`None`: unverified). Copies
+    /// are tried in turn, first for the whole, then for each sector that was bad.
+    ///
+    /// `at` and `out` are whole sectors.
+    pub(crate) async fn read_data(
+        &self,
+        at: Logical,
+        out: &mut [u8],
+        sums: Option<&Sums>,
+        whose: &Owner,
+    ) -> Result<()> {
+        let sector = self.rules.sectorsize as usize;
+        let whole = self.read_mirror(at, 1, out).await;
+        for (n, bytes) in (0u64..).zip(out.chunks_mut(sector)) {
+            let from = n * sector as u64;
+            let wanted = sums.map(|sums| sums.at(n));
+            let failure = match &whole {
+                Ok(()) => match self.judge(bytes, wanted, whose, from, 1) {
+                    Ok(()) => continue,
+                    Err(error) => Some(error),
+                },
+                // The device failed somewhere in the range: ask for each sector by itself.
+                Err(_) => None,
+            };
+            let here = Logical(at.0 + from);
+            let first = if failure.is_some() { 2 } else { 1 };
+            self.recover(here, bytes, wanted, whose, from, (first, failure)).await?;
+        }
+        Ok(())
+    }
+
+    /// One sector, from the mirrors from `first` on.
+    async fn recover(
+        &self,
+        at: Logical,
+        bytes: &mut [u8],
+        wanted: Option<Option<&[u8]>>,
+        whose: &Owner,
+        from: u64,
+        (first, failure): (usize, Option<Error>),
+    ) -> Result<()> {
+        let mut failure = failure;
+        for mirror in first..=self.mirrors(at)? {
+            let read = self.read_mirror(at, mirror, bytes).await;
+            let verdict = match read {
+                Ok(()) => self.judge(bytes, wanted, whose, from, mirror),
+                Err(error) => {
+                    self.note_bad();
+                    Err(error)
+                }
+            };
+            match verdict {
+                Ok(()) => return Ok(()),
+                Err(error) => {
+                    tracing::warn!(logical = at.0, mirror, error = %chain(&error), "bad copy");
+                    failure.get_or_insert(error);
+                }
+            }
+        }
+        let place = Place { logical: Some(at), ..whose.place(from) };
+        let failure = failure.unwrap_or_else(|| Error::corrupt("a chunk without copies"));
+        Err(Error::new(failure.kind, format!("{whose}, logical {at}: no good copy"))
+            .at(place)
+            .because(failure))
+    }
+
+    fn judge(
+        &self,
+        bytes: &[u8],
+        wanted: Option<Option<&[u8]>>,
+        whose: &Owner,
+        from: u64,
+        mirror: usize,
+    ) -> Result<()> {
+        let Some(wanted) = wanted else { return Ok(()) };
+        let Owner { root, inode, offset } = *whose;
+        let offset = offset.wrapping_add(from);
+        let Some(wanted) = wanted else {
+            let message = format!("no csum found for inode {inode} start {offset} root {root}");
+            return Err(Error::corrupt(message));
+        };
+        let csum = self.rules.csum;
+        let computed = csum.digest(bytes);
+        if computed.bytes() == wanted {
+            return Ok(());
+        }
+        self.note_bad();
+        let expected = Found(wanted, csum);
+        let message = format!(
+            "csum failed root {root} ino {inode} off {offset} csum {computed} expected csum \
+             {expected} mirror {mirror}"
+        );
+        Err(Error::corrupt(message))
+    }
+}
+
+/// Whose data is being read: for messages. `offset` is the file's byte at the first one read, or for
+/// a compressed extent at its first uncompressed one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Owner {
+    pub(crate) root: u64,
+    pub(crate) inode: u64,
+    pub(crate) offset: u64,
+}
+
+impl Owner {
+    fn place(&self, from: u64) -> Place {
+        Place {
+            root: Some(self.root),
+            inode: Some(self.inode),
+            offset: Some(self.offset.wrapping_add(from)),
+            logical: None,
+        }
+    }
+}
+
+impl std::fmt::Display for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "root {} inode {} offset {}", self.root, self.inode, self.offset)
+    }
+}
+
+/// Digests of consecutive sectors, with gaps.
+#[derive(Debug)]
+pub(crate) struct Sums {
+    each: usize,
+    bytes: Vec<u8>,
+    present: Vec<bool>,
+}
+
+impl Sums {
+    pub(crate) fn new(each: usize, sectors: usize) -> Sums {
+        Sums { each, bytes: vec![0; each * sectors], present: vec![false; sectors] }
+    }
+
+    /// Takes over the digests of an item whose first is sector `first` of the item's own and belongs
+    /// to sector `to` here.
+    pub(crate) fn put(&mut self, item: &[u8], first: u64, to: u64) {
+        let skip = usize::try_from(first).unwrap_or(usize::MAX);
+        let to = usize::try_from(to).unwrap_or(usize::MAX);
+        let here = self.bytes.chunks_exact_mut(self.each).zip(&mut self.present);
+        for ((mine, present), digest) in here.skip(to).zip(item.chunks_exact(self.each).skip(skip))
+        {
+            mine.copy_from_slice(digest);
+            *present = true;
+        }
+    }
+
+    fn at(&self, sector: u64) -> Option<&[u8]> {
+        let n = usize::try_from(sector).ok()?;
+        self.present.get(n).filter(|present| **present)?;
+        self.bytes.chunks_exact(self.each).nth(n)
+    }
+}

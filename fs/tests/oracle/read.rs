@@ -1,0 +1,167 @@
+//! What the kernel wrote, read by us: every name, status, attribute and byte.
+
+use crate::kernel::{Mount, run, shell, workshop};
+use crate::walk::{Tree, assert_same, by_kernel, by_us, kind, load};
+use std::path::Path;
+use varve_block::Sim;
+use varve_block::dev::Mem;
+use varve_fs::{ErrorKind, Fs, InodeId, OpenOptions};
+
+fn fill(image: &Path, options: &str) {
+    let mount = Mount::new(image, options);
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/oracle/make_tree.py");
+    run("python3", [Path::new(script), mount.path()]);
+}
+
+fn their_tree(image: &Path) -> Tree {
+    let mount = Mount::new(image, "ro");
+    by_kernel(mount.path())
+}
+
+fn our_tree(device: Mem) -> Tree {
+    Sim::new(1).run(|_| async move {
+        let fs = Fs::open(device, OpenOptions::default()).await.expect("it opens");
+        by_us(&fs).await
+    })
+}
+
+/// Makes an image with `mkfs.btrfs ARGS`, fills it under `-o mount`, and compares.
+fn round(test: &str, mkfs: &str, mount: &str) {
+    let Some(dir) = workshop(test) else { return };
+    let image = dir.path().join("disk");
+    shell(dir.path(), &format!("truncate -s 400M disk; mkfs.btrfs -q {mkfs} disk >/dev/null"));
+    fill(&image, mount);
+    let theirs = their_tree(&image);
+    assert!(theirs.len() > 600, "the tree was made");
+    assert_same(&theirs, &our_tree(load(&image)));
+}
+
+#[test]
+fn plain_files_in_the_usual_layout() {
+    round("plain_files_in_the_usual_layout", "-n 16k", "");
+}
+
+#[test]
+fn zlib_in_small_nodes_under_xxhash() {
+    let test = "zlib_in_small_nodes_under_xxhash";
+    round(test, "-n 4k --csum xxhash", "compress-force=zlib");
+}
+
+#[test]
+fn lzo_under_sha256_with_metadata_once() {
+    let test = "lzo_under_sha256_with_metadata_once";
+    round(test, "-m single --csum sha256", "compress-force=lzo");
+}
+
+#[test]
+fn zstd_in_large_nodes_under_blake2b() {
+    let test = "zstd_in_large_nodes_under_blake2b";
+    round(test, "-n 64k --csum blake2", "compress-force=zstd:9");
+}
+
+#[test]
+fn mixed_groups_and_the_features_of_old() {
+    let test = "mixed_groups_and_the_features_of_old";
+    let old = "-M -n 4k -O ^no-holes,^skinny-metadata,^extref -R ^free-space-tree";
+    let Some(dir) = workshop(test) else { return };
+    let image = dir.path().join("disk");
+    shell(dir.path(), &format!("truncate -s 300M disk; mkfs.btrfs -q {old} disk >/dev/null"));
+    let mount = Mount::new(&image, "compress=zlib");
+    let work = "mkdir d; for i in $(seq 500); do echo $i > d/$i; done; truncate -s 1M hole; \
+                seq 100000 > text; head -c 700000 /dev/urandom > noise; echo x >> hole";
+    shell(mount.path(), work);
+    drop(mount);
+    assert_same(&their_tree(&image), &our_tree(load(&image)));
+}
+
+#[test]
+fn paths_lead_where_the_kernel_leads() {
+    let Some(dir) = workshop("paths_lead_where_the_kernel_leads") else { return };
+    let image = dir.path().join("disk");
+    shell(dir.path(), "truncate -s 400M disk; mkfs.btrfs -q disk >/dev/null");
+    fill(&image, "");
+    let device = load(&image);
+    Sim::new(1).run(|_| async move {
+        let fs = Fs::open(device, OpenOptions::default()).await.unwrap();
+        let at = async |path: &str| fs.resolve(path).await;
+        let same = async |a: &str, b: &str| {
+            assert_eq!(at(a).await.unwrap(), at(b).await.unwrap(), "{a} and {b}");
+        };
+        same("/symlink", "/sizes/text-4096").await;
+        same("/absolute/4mcqpb1w9r", "names/4mcqpb1w9r").await;
+        same("//names/./../sub/nested/../nested/inside/", "/sub/nested/inside").await;
+        same("/sub/nested/../..", "/").await;
+        same("/../..", "").await;
+        same("/snap2/nested/..", "/").await;
+        assert_ne!(fs.lookup("/symlink").await.unwrap(), at("/symlink").await.unwrap());
+        assert_eq!(kind(at("/loop").await), Some(ErrorKind::Loop));
+        assert_eq!(kind(at("/nothing").await), Some(ErrorKind::NotFound));
+        assert_eq!(kind(at("/zeroes/x").await), Some(ErrorKind::NotADirectory));
+        let file = at("/zeroes").await.unwrap();
+        assert_eq!(kind(fs.read_dir(file, 0, 1).await), Some(ErrorKind::NotADirectory));
+        assert_eq!(kind(fs.read(fs.top(), 0, 1).await), Some(ErrorKind::IsADirectory));
+        let gone = InodeId { root: 5, ino: 1 << 40 };
+        assert_eq!(kind(fs.inode(gone).await), Some(ErrorKind::NotFound));
+        let linked = at("/linked").await.unwrap();
+        let names = fs.names(linked).await.unwrap();
+        assert_eq!(names.len() as u64, u64::from(fs.inode(linked).await.unwrap().nlink));
+    });
+}
+
+#[test]
+fn subvolumes_are_listed_and_the_default_one_is_the_top() {
+    let test = "subvolumes_are_listed_and_the_default_one_is_the_top";
+    let Some(dir) = workshop(test) else { return };
+    let image = dir.path().join("disk");
+    shell(dir.path(), "truncate -s 200M disk; mkfs.btrfs -q disk >/dev/null");
+    let mount = Mount::new(&image, "");
+    let work = "btrfs -q subvolume create a; echo in a > a/f; btrfs -q subvolume create a/b; \
+                btrfs -q subvolume snapshot -r a c; btrfs subvolume set-default c; echo top > f";
+    shell(mount.path(), work);
+    let theirs = shell(mount.path(), "btrfs subvolume list -uq .");
+    drop(mount);
+    let device = load(&image);
+    Sim::new(1).run(|_| async move {
+        let fs = Fs::open(device.clone(), OpenOptions::default()).await.unwrap();
+        let list = fs.subvolumes().await.unwrap();
+        for line in theirs.lines() {
+            let ours = list.iter().find(|s| line.starts_with(&format!("ID {} ", s.id)));
+            let ours = ours.unwrap_or_else(|| panic!("{line} is missing"));
+            assert!(line.contains(&format!(" uuid {}", ours.uuid)), "{line}");
+        }
+        assert_eq!(list.len(), 4, "three and the top level");
+        let c = list.iter().find(|s| s.parent.as_ref().is_some_and(|p| p.2 == b"c")).unwrap();
+        assert!(c.read_only);
+        assert_eq!(fs.top_subvolume(), c.id);
+        let f = fs.lookup("/f").await.unwrap();
+        assert_eq!(fs.read(f, 0, 100).await.unwrap(), b"in a\n");
+        assert!(fs.read_dir(fs.lookup("/b").await.unwrap(), 0, 9).await.unwrap().is_empty());
+        let options = OpenOptions { subvolume: Some(5), ..OpenOptions::default() };
+        let fs = Fs::open(device, options).await.unwrap();
+        let f = fs.lookup("/f").await.unwrap();
+        assert_eq!(fs.read(f, 0, 100).await.unwrap(), b"top\n");
+    });
+}
+
+/// A disk as a power cut leaves it: what was fsynced after the last commit is in the log only.
+#[test]
+fn a_log_tree_is_mentioned_and_the_last_commit_is_shown() {
+    let test = "a_log_tree_is_mentioned_and_the_last_commit_is_shown";
+    let Some(dir) = workshop(test) else { return };
+    let image = dir.path().join("disk");
+    shell(dir.path(), "truncate -s 200M disk; mkfs.btrfs -q disk >/dev/null");
+    let mount = Mount::new(&image, "commit=300");
+    shell(mount.path(), "echo old > f; sync; echo new > g; sync -d g; sync ../disk");
+    let cut = dir.path().join("cut");
+    shell(dir.path(), "cp --sparse=always disk cut");
+    drop(mount);
+    let device = load(&cut);
+    Sim::new(1).run(|_| async move {
+        let fs = Fs::open(device, OpenOptions::default()).await.unwrap();
+        assert!(fs.superblock().log_root.0 != 0, "the kernel has written a log");
+        assert!(fs.warnings().iter().any(|w| w.contains("log tree")));
+        let f = fs.lookup("/f").await.unwrap();
+        assert_eq!(fs.read(f, 0, 100).await.unwrap(), b"old\n");
+        assert_eq!(kind(fs.lookup("/g").await), Some(ErrorKind::NotFound));
+    });
+}
