@@ -2,6 +2,8 @@
 
 mod af;
 mod cipher;
+mod create;
+mod dump;
 mod error;
 mod format;
 mod hash;
@@ -18,6 +20,7 @@ mod volume;
 mod xts;
 
 pub use cipher::{Chain, CipherSpec, IvMode};
+pub use create::{FormatOptions, LuksVersion, Plan, Step, format};
 pub use error::{Corrupt, Error, Result, Skipped};
 pub use format::luks1::{Luks1, Luks1Slot};
 pub use format::luks2::{HeaderCopy, Luks2};
@@ -27,6 +30,7 @@ pub use format::metadata::{
 };
 pub use hash::Hash;
 pub use header::{HEAD_LEN, Header};
+pub use io::Fill;
 pub use kdf::{
     ARGON2_MEMORY_MAX_KIB, ARGON2_MEMORY_MIN_KIB, ARGON2_TIME_MIN, Argon2Kind, Clock, Cost, Kdf,
     Limits, PBKDF2_ITERATIONS_MIN, Pbkdf,
