@@ -38,10 +38,11 @@ if [ "$LUKS" != none ]; then
   disk=/dev/mapper/plain
 fi
 if [ "$SMALL" = yes ]; then
-  # mkfs.btrfs zeroes 4 MiB, which encryption turns into noise: copy over only what is not zero.
+  # mkfs.btrfs zeroes 4 MiB, which encryption turns into noise: copy over only what is not zero, in
+  # pieces larger than any tree block, because what is left out reads as noise.
   truncate -s "$(blockdev --getsize64 "$disk")" /tmp/fs
   mkfs.btrfs -q -f $MKFS /tmp/fs
-  dd if=/tmp/fs of="$disk" bs=4k conv=sparse,notrunc,fsync status=none
+  dd if=/tmp/fs of="$disk" bs=64k conv=sparse,notrunc,fsync status=none
   rm /tmp/fs
 else
   mkfs.btrfs -q -f $MKFS "$disk"

@@ -1,0 +1,14 @@
+//! Real clients and real disks: what others wrote we read, what others speak we answer, and what stands on
+//! us stands after a restart.
+//!
+//! Each test that needs a program prints which one is absent and passes; `tests/run` installs them all.
+
+mod cryptsetup;
+mod fio;
+mod golden;
+mod kernel_fs;
+mod model;
+mod nbd_tools;
+mod qemu_tools;
+mod show;
+mod up;
