@@ -8,6 +8,7 @@
 //! | `cli` | the command line's promises: exit codes, one-line errors, bad input, failing media |
 //! | `compat` | disks the kernel wrote, real NBD clients, kernel file systems on an export |
 //! | `crash` | `kill -9` in the middle of writes |
+//! | `sim` | whole stacks in seeded worlds: power cuts, faults, and bugs switched on to be caught |
 //! | `vm` | the kernel's own bcache, dm-crypt, btrfs and nbd, in a guest that loses power |
 //!
 //! `tests/run` installs what they need and runs them in that order. A test whose tool, privilege or
@@ -16,15 +17,19 @@
 pub mod client;
 pub mod clock;
 pub mod disk;
+pub mod fault;
 pub mod fio;
 pub mod golden;
 pub mod ledger;
+pub mod model;
 pub mod mount;
 pub mod nbd;
 pub mod process;
+pub mod stack;
 pub mod tool;
 pub mod varve;
 pub mod vm;
+pub mod world;
 
 /// The root of the repository: where the workspace's `Cargo.toml` is.
 #[must_use]
