@@ -2,6 +2,7 @@
 
 mod mem;
 pub mod sim;
+pub(crate) mod sys;
 mod window;
 
 pub use mem::Mem;

@@ -1,5 +1,8 @@
 //! One lane: its tasks, its timers, its inbox. What parks it and what its time is, the driver says.
 
+use super::engine::Engine;
+use super::op::{Op, OpKey, Outcome};
+use super::parking::Parking;
 use super::{Instant, Prng, Rt};
 use slab::Slab;
 use std::cell::{Cell, RefCell};
@@ -21,6 +24,43 @@ pub(crate) trait Driver {
     fn unix_time(&self) -> u64;
     /// Whether other threads may do work for this lane.
     fn has_threads(&self) -> bool;
+    /// The way to files and sockets; a simulated world has none.
+    fn host(&self) -> Option<&dyn Host> {
+        None
+    }
+}
+
+/// How long [`Host::wait`] may sleep.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Wait {
+    /// Not at all: there is other work.
+    No,
+    /// Until something ends or somebody unparks the lane.
+    Forever,
+    Until(Instant),
+}
+
+/// An engine that does real I/O. One lane calls it, from one thread.
+pub(crate) trait Host {
+    fn engine(&self) -> Engine;
+
+    /// Starts an operation; it is the engine's until its end.
+    fn submit(&self, op: Op) -> OpKey;
+
+    /// The operation and how it ended; until then `waker` is told. After `Some` the key is spent.
+    fn poll_op(&self, key: OpKey, waker: &Waker) -> Option<(Op, std::io::Result<Outcome>)>;
+
+    /// Nobody waits for it any more: cancelled where it could take for ever, dropped at its end.
+    fn abandon(&self, key: OpKey);
+
+    /// Hands over what was submitted and sleeps. Wakes no task.
+    fn wait(&self, how: Wait);
+
+    /// Takes what has ended and wakes the tasks that wait for it.
+    fn reap(&self);
+
+    /// Cancels everything and waits for its end. Later operations end at once as cancelled.
+    fn close(&self);
 }
 
 /// The key of a task in its lane's slab, and which of the slab's generations of that key it is: a
@@ -63,22 +103,59 @@ pub(crate) type Start = Box<dyn FnOnce(&Rt) + Send>;
 struct Inbox {
     ready: VecDeque<TaskId>,
     starts: Vec<Start>,
-    /// The lane sleeps, or is about to: whoever puts something in must wake it.
-    parked: bool,
-    stop: bool,
 }
 
 /// The part of a lane that others may touch.
 pub(crate) struct LaneShared {
     inbox: Mutex<Inbox>,
+    parking: Parking,
+    stop: AtomicBool,
     unpark: Box<dyn Fn() + Send + Sync>,
+}
+
+/// The lane whose loop runs on this thread, and its tasks that were woken from this thread: the
+/// common case, which needs neither the lock nor the handshake.
+struct Here {
+    lane: Cell<*const LaneShared>,
+    ready: RefCell<VecDeque<TaskId>>,
+}
+
+thread_local! {
+    static HERE: Here = const {
+        Here { lane: Cell::new(std::ptr::null()), ready: RefCell::new(VecDeque::new()) }
+    };
+}
+
+/// While it lives, this thread is the lane's. A run inside a run puts the outer lane aside.
+pub(crate) struct Entered {
+    lane: *const LaneShared,
+    ready: VecDeque<TaskId>,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        HERE.with(|here| {
+            here.lane.set(self.lane);
+            *here.ready.borrow_mut() = std::mem::take(&mut self.ready);
+        });
+    }
 }
 
 impl LaneShared {
     pub(crate) fn new(unpark: Box<dyn Fn() + Send + Sync>) -> Arc<LaneShared> {
         Arc::new(LaneShared {
             inbox: Mutex::default(),
+            parking: Parking::new(),
+            stop: AtomicBool::new(false),
             unpark,
+        })
+    }
+
+    /// Makes this thread the lane's own.
+    pub(crate) fn enter(self: &Arc<LaneShared>) -> Entered {
+        HERE.with(|here| Entered {
+            lane: here.lane.replace(Arc::as_ptr(self)),
+            ready: here.ready.take(),
         })
     }
 
@@ -86,39 +163,51 @@ impl LaneShared {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn put(&self, f: impl FnOnce(&mut Inbox)) {
-        let mut inbox = self.lock();
-        f(&mut inbox);
-        let wake = std::mem::replace(&mut inbox.parked, false);
-        drop(inbox);
-        if wake {
+    /// Something was put where the lane will look.
+    pub(crate) fn notify(&self) {
+        if self.parking.notify() {
             (self.unpark)();
         }
     }
 
     fn push(&self, id: TaskId) {
-        self.put(|inbox| inbox.ready.push_back(id));
+        let local = HERE.try_with(|here| {
+            let local = std::ptr::eq(here.lane.get(), self);
+            if local {
+                here.ready.borrow_mut().push_back(id);
+            }
+            local
+        });
+        // A thread that is ending has no lane.
+        if !local.unwrap_or(false) {
+            self.lock().ready.push_back(id);
+            self.notify();
+        }
     }
 
     pub(crate) fn start(&self, start: Start) {
-        self.put(|inbox| inbox.starts.push(start));
+        self.lock().starts.push(start);
+        self.notify();
     }
 
     /// Asks the lane's loop to end.
     pub(crate) fn stop(&self) {
-        self.put(|inbox| inbox.stop = true);
+        self.stop.store(true, Ordering::Release);
+        self.notify();
     }
 
     pub(crate) fn stopped(&self) -> bool {
-        self.lock().stop
+        self.stop.load(Ordering::Acquire)
     }
 
-    /// True when there is nothing to do; from then on, whoever adds something unparks.
-    pub(crate) fn prepare_to_park(&self) -> bool {
-        let mut inbox = self.lock();
-        let idle = inbox.ready.is_empty() && inbox.starts.is_empty() && !inbox.stop;
-        inbox.parked = idle;
-        idle
+    /// True: nothing was put in, and from now on whoever puts something in unparks.
+    pub(crate) fn try_park(&self) -> bool {
+        HERE.with(|here| here.ready.borrow().is_empty()) && self.parking.try_park()
+    }
+
+    /// The lane is awake again.
+    pub(crate) fn resume(&self) {
+        self.parking.resume();
     }
 }
 
@@ -132,7 +221,7 @@ pub(crate) struct Lane {
     timers: RefCell<BTreeMap<(Instant, u64), Waker>>,
     next_timer: Cell<u64>,
     prng: Prng,
-    /// Scratch for [`Lane::run_ready`], kept to reuse its memory.
+    /// Scratch for [`Lane::run_here`], kept to reuse its memory.
     batch: RefCell<VecDeque<TaskId>>,
 }
 
@@ -182,10 +271,7 @@ impl Lane {
     }
 
     pub(crate) fn spawn<F: Future + 'static>(lane: &Rc<Lane>, f: F) -> Task<F::Output> {
-        let join = Rc::new(Join {
-            value: RefCell::new(None),
-            waker: RefCell::new(None),
-        });
+        let join = Rc::new(Join { value: RefCell::new(None), waker: RefCell::new(None) });
         let done = Rc::clone(&join);
         let future = Box::pin(async move {
             let value = f.await;
@@ -198,28 +284,16 @@ impl Lane {
         lane.generation.set(generation + 1);
         let mut tasks = lane.tasks.borrow_mut();
         let entry = tasks.vacant_entry();
-        let id = TaskId {
-            key: entry.key(),
-            generation,
-        };
+        let id = TaskId { key: entry.key(), generation };
         let wake = Arc::new(TaskWake {
             lane: Arc::clone(&lane.shared),
             id,
             queued: AtomicBool::new(true),
         });
-        entry.insert(TaskSlot {
-            generation,
-            future: Some(future),
-            wake,
-            cancelled: false,
-        });
+        entry.insert(TaskSlot { generation, future: Some(future), wake, cancelled: false });
         drop(tasks);
         lane.shared.push(id);
-        Task {
-            join,
-            id,
-            lane: Rc::downgrade(lane),
-        }
+        Task { join, id, lane: Rc::downgrade(lane) }
     }
 
     pub(crate) fn set_timer(&self, at: Instant, waker: Waker) -> u64 {
@@ -235,10 +309,7 @@ impl Lane {
 
     /// When the next timer is due.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        self.timers
-            .borrow()
-            .first_key_value()
-            .map(|((at, _), _)| *at)
+        self.timers.borrow().first_key_value().map(|((at, _), _)| *at)
     }
 
     /// Wakes the tasks whose time has come.
@@ -255,8 +326,19 @@ impl Lane {
         }
     }
 
+    /// Runs what is ready now, from this lane and from others, once; true if there was something.
+    pub(crate) fn run(self: &Rc<Lane>) -> bool {
+        let mut any = false;
+        if self.shared.parking.collect() {
+            any |= self.run_starts();
+            let mut ready = std::mem::take(&mut self.shared.lock().ready);
+            HERE.with(|here| here.ready.borrow_mut().append(&mut ready));
+        }
+        any | self.run_here()
+    }
+
     /// Runs what was sent from other lanes; true if there was something.
-    pub(crate) fn run_starts(self: &Rc<Lane>) -> bool {
+    fn run_starts(self: &Rc<Lane>) -> bool {
         let starts = std::mem::take(&mut self.shared.lock().starts);
         let any = !starts.is_empty();
         let rt = Rt::from_lane(Rc::clone(self));
@@ -266,15 +348,15 @@ impl Lane {
         any
     }
 
-    /// Runs every task that is ready now, once, in order; true if there was one.
-    pub(crate) fn run_ready(&self) -> bool {
-        let mut batch = std::mem::take(&mut *self.batch.borrow_mut());
-        std::mem::swap(&mut batch, &mut self.shared.lock().ready);
+    /// Runs every task of this thread that is ready now, in order; those they wake run next time.
+    fn run_here(&self) -> bool {
+        let mut batch = self.batch.take();
+        HERE.with(|here| std::mem::swap(&mut batch, &mut *here.ready.borrow_mut()));
         let any = !batch.is_empty();
         while let Some(id) = batch.pop_front() {
             self.run_task(id);
         }
-        *self.batch.borrow_mut() = batch;
+        self.batch.replace(batch);
         any
     }
 
@@ -311,14 +393,9 @@ impl Lane {
             (future, Arc::clone(&slot.wake))
         };
         let waker = Waker::from(wake);
-        let done = future
-            .as_mut()
-            .poll(&mut Context::from_waker(&waker))
-            .is_ready();
+        let done = future.as_mut().poll(&mut Context::from_waker(&waker)).is_ready();
         let mut tasks = self.tasks.borrow_mut();
-        let slot = tasks
-            .get_mut(id.key)
-            .expect("a running task keeps its slot");
+        let slot = tasks.get_mut(id.key).expect("a running task keeps its slot");
         let retired = if done || slot.cancelled {
             Some(tasks.remove(id.key))
         } else {

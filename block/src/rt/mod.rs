@@ -6,19 +6,44 @@
 //! only [`Rt`], so the same seed replays the same run: no clock, chance or thread is to be had
 //! elsewhere.
 
+mod engine;
 mod executor;
+mod file;
+#[cfg(test)]
+mod loomed;
+mod net;
+mod op;
+mod parking;
+mod pipe;
 mod prng;
+mod signals;
 mod sim;
+#[cfg(test)]
+mod tests;
+mod threads;
+mod uring;
 mod workers;
 
+/// What [`parking`] is built on; its test builds it on loom's instead.
+mod atomics {
+    pub(crate) use std::sync::atomic::{AtomicU8, Ordering};
+}
+
+pub use engine::{Config, Engine, probe_ring, run};
 pub use executor::{LaneId, Task};
+pub use file::File;
+pub use net::{Conn, Listener, Stream};
+pub use op::Allocate;
 pub use prng::Prng;
+pub use signals::{Signal, Signals};
 pub use sim::{Deadlock, Sim};
 
 use crate::sync::{MailReceiver, MailSender, mailbox, oneshot};
 use executor::Lane;
+use op::{Op, OpKey, Outcome};
 use std::fmt;
 use std::future::{Future, poll_fn};
+use std::io;
 use std::ops::{Add, Sub};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -32,10 +57,7 @@ pub struct Instant(pub u64);
 impl Add<Duration> for Instant {
     type Output = Instant;
     fn add(self, d: Duration) -> Instant {
-        Instant(
-            self.0
-                .saturating_add(u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)),
-        )
+        Instant(self.0.saturating_add(u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)))
     }
 }
 
@@ -72,11 +94,7 @@ impl Rt {
     /// Ready once `d` has gone by.
     pub fn sleep(&self, d: Duration) -> impl Future<Output = ()> + use<> {
         let at = self.now() + d;
-        Sleep {
-            lane: Rc::clone(&self.0),
-            at,
-            timer: None,
-        }
+        Sleep { lane: Rc::clone(&self.0), at, timer: None }
     }
 
     /// Jitter and victim choice; never keys or nonces.
@@ -95,10 +113,7 @@ impl Rt {
         F: FnOnce(Rt) -> Fut + Send + 'static,
         Fut: Future<Output = ()> + 'static,
     {
-        self.0.inject(
-            lane,
-            Box::new(move |rt: &Rt| drop(rt.spawn(start(rt.clone())))),
-        );
+        self.0.inject(lane, Box::new(move |rt: &Rt| drop(rt.spawn(start(rt.clone())))));
     }
 
     pub fn lane(&self) -> LaneId {
@@ -137,6 +152,20 @@ impl Rt {
         rx.await.expect("offloaded work panicked")
     }
 
+    /// What does the I/O of this lane: never `Auto`, and `None` in a simulated world.
+    pub fn engine(&self) -> Option<Engine> {
+        self.0.driver().host().map(executor::Host::engine)
+    }
+
+    /// Starts an operation on the host now; the future waits for its end.
+    ///
+    /// # Errors
+    /// `Unsupported` in a simulated world, which has no host.
+    pub(crate) fn submit(&self, op: Op) -> io::Result<Submitted> {
+        let host = self.0.driver().host().ok_or(io::ErrorKind::Unsupported)?;
+        Ok(Submitted { lane: Rc::clone(&self.0), key: Some(host.submit(op)) })
+    }
+
     /// A bounded queue between lanes.
     pub fn mailbox<T: Send>(&self, bound: usize) -> (MailSender<T>, MailReceiver<T>) {
         mailbox(bound)
@@ -146,6 +175,42 @@ impl Rt {
 impl fmt::Debug for Rt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Rt({:?})", self.0.id())
+    }
+}
+
+/// The future of an operation on the host: the operation comes back with its buffers. Dropping it
+/// leaves both to the engine until their end, see [`op`].
+pub(crate) struct Submitted {
+    lane: Rc<Lane>,
+    key: Option<OpKey>,
+}
+
+impl Submitted {
+    fn host(&self) -> &dyn executor::Host {
+        self.lane.driver().host().expect("a host took the operation")
+    }
+}
+
+impl Future for Submitted {
+    type Output = (Op, io::Result<Outcome>);
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let key = self.key.expect("polled after the end");
+        match self.host().poll_op(key, cx.waker()) {
+            Some(ended) => {
+                self.key = None;
+                Poll::Ready(ended)
+            }
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl Drop for Submitted {
+    fn drop(&mut self) {
+        if let Some(key) = self.key.take() {
+            self.host().abandon(key);
+        }
     }
 }
 

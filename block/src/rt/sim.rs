@@ -49,11 +49,7 @@ impl Driver for Clock {
 
 impl Sim {
     pub fn new(seed: u64) -> Sim {
-        Sim {
-            seed,
-            lanes: 1,
-            max_steps: u64::MAX,
-        }
+        Sim { seed, lanes: 1, max_steps: u64::MAX }
     }
 
     /// Worlds with several lanes (still on one thread).
@@ -73,8 +69,7 @@ impl Sim {
     /// # Panics
     /// On a deadlock, naming the seed.
     pub fn run<T: 'static, F: Future<Output = T> + 'static>(self, main: impl FnOnce(Rt) -> F) -> T {
-        self.try_run(main)
-            .unwrap_or_else(|deadlock| panic!("{deadlock}"))
+        self.try_run(main).unwrap_or_else(|deadlock| panic!("{deadlock}"))
     }
 
     pub fn try_run<T: 'static, F: Future<Output = T> + 'static>(
@@ -83,9 +78,7 @@ impl Sim {
     ) -> Result<T, Deadlock> {
         let chance = Prng::new(self.seed);
         let clock = Rc::new(Clock(Cell::new(Instant(0))));
-        let shared: Arc<[_]> = (0..self.lanes)
-            .map(|_| LaneShared::new(Box::new(|| ())))
-            .collect();
+        let shared: Arc<[_]> = (0..self.lanes).map(|_| LaneShared::new(Box::new(|| ()))).collect();
         let lanes: Vec<Rc<Lane>> = (0..self.lanes)
             .map(|n| {
                 let driver: Rc<dyn Driver> = clock.clone();
@@ -116,11 +109,7 @@ impl Sim {
     ) -> Result<(), Deadlock> {
         let mut steps = 0u64;
         while !done() {
-            let deadlock = || Deadlock {
-                seed: self.seed,
-                steps,
-                at_ns: clock.now().0,
-            };
+            let deadlock = || Deadlock { seed: self.seed, steps, at_ns: clock.now().0 };
             let ready: usize = lanes.iter().map(|l| l.ready_len()).sum();
             if ready == 0 {
                 let next = lanes.iter().filter_map(|l| l.next_deadline()).min();

@@ -24,6 +24,5 @@ pub(super) fn submit(work: Work) {
         }
         tx
     });
-    pool.send(work)
-        .expect("workers live as long as the process");
+    pool.send(work).expect("workers live as long as the process");
 }

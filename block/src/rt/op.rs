@@ -1,0 +1,403 @@
+//! One operation on the host, from its start to its end, and the table that owns it meanwhile.
+//!
+//! # Who owns memory, until when
+//!
+//! An [`Op`] owns its buffers and its file descriptor. While the host works on it, the [`OpTable`]
+//! owns the `Op`; the future that waits for it owns a key and nothing else. So a dropped future
+//! cannot free what the kernel still writes: the entry stays, marked as abandoned, until the engine
+//! reports the end, and only then buffers go home and the descriptor is closed.
+//!
+//! # Late completions
+//!
+//! A key is a slot and the slot's generation. Between *take* (the engine hears of an end) and
+//! *touch* (the entry is changed) the generation is compared: a completion that comes twice, or for
+//! a slot that has a new tenant, is refused and counted. A caller that shows a stale key is a bug of
+//! ours and panics. A vacant slot carries a pattern that must be intact when it is taken again.
+
+use crate::buf::{Data, IoBuf, IoView};
+use rustix::event::PollFlags;
+use std::io;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::task::Waker;
+
+/// A descriptor that stays open until the last operation on it has ended.
+pub(crate) type Fd = Arc<OwnedFd>;
+
+/// What `fallocate` is asked for; the length of the file never changes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Allocate {
+    /// The range becomes a hole.
+    PunchHole,
+    /// The range reads as zeroes and stays allocated.
+    ZeroRange,
+}
+
+/// An operation the host can do. A new kind (a `uring_cmd` for ublk) is a variant here, an entry in
+/// `uring.rs`, and an answer in `threads.rs`.
+#[derive(Debug)]
+pub(crate) enum Op {
+    /// Into `buf[from..]`, from byte `at`.
+    Read {
+        file: Fd,
+        at: u64,
+        buf: IoBuf,
+        from: usize,
+    },
+    /// `data[from..]` to byte `at`.
+    Write {
+        file: Fd,
+        at: u64,
+        data: Data,
+        from: usize,
+        dsync: bool,
+    },
+    DataSync {
+        file: Fd,
+    },
+    Fallocate {
+        file: Fd,
+        what: Allocate,
+        at: u64,
+        len: u64,
+    },
+    Accept {
+        listener: Fd,
+    },
+    Connect {
+        socket: Fd,
+        to: Box<socket2::SockAddr>,
+    },
+    /// Into `buf[part]`. `all`: do not end before it is full, if the engine can do that.
+    Recv {
+        socket: Fd,
+        buf: IoBuf,
+        part: Range<usize>,
+        all: bool,
+    },
+    /// The bytes of `parts` in order, without the first `from`.
+    Send {
+        socket: Fd,
+        parts: Vec<IoView>,
+        from: usize,
+    },
+    Poll {
+        fd: Fd,
+        events: PollFlags,
+    },
+}
+
+impl Op {
+    /// Whether it may wait for a peer, so that dropping its future must cancel it. A transfer to a
+    /// disk ends by itself, and cancelling it would only cost.
+    pub(crate) fn waits_for_peer(&self) -> bool {
+        match self {
+            Op::Read { .. } | Op::Write { .. } | Op::DataSync { .. } | Op::Fallocate { .. } => {
+                false
+            }
+            Op::Accept { .. }
+            | Op::Connect { .. }
+            | Op::Recv { .. }
+            | Op::Send { .. }
+            | Op::Poll { .. } => true,
+        }
+    }
+}
+
+/// How an operation ended well.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// Bytes moved, or the events of a poll.
+    Count(usize),
+    Socket(OwnedFd),
+}
+
+/// A slot and its generation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct OpKey {
+    slot: u32,
+    generation: u32,
+}
+
+impl OpKey {
+    pub(crate) fn to_u64(self) -> u64 {
+        u64::from(self.generation) << 32 | u64::from(self.slot)
+    }
+
+    pub(crate) fn from_u64(raw: u64) -> OpKey {
+        let half = |n: u64| u32::try_from(n & u64::from(u32::MAX)).expect("32 bits");
+        OpKey { slot: half(raw), generation: half(raw >> 32) }
+    }
+}
+
+enum Waiter {
+    /// Nobody has polled yet.
+    Unborn,
+    Task(Waker),
+    /// The future was dropped.
+    Gone,
+}
+
+const POISON: u64 = 0xDEAD_0B5C_0FFE_E000;
+
+enum State<X> {
+    Vacant {
+        next: Option<u32>,
+        poison: u64,
+    },
+    /// The host works on it. `op` is away while a worker thread has it.
+    Running {
+        op: Option<Op>,
+        /// What an engine keeps in place with it.
+        extra: X,
+        waiter: Waiter,
+    },
+    Done {
+        op: Op,
+        result: io::Result<Outcome>,
+    },
+}
+
+struct Slot<X> {
+    generation: u32,
+    state: State<X>,
+}
+
+/// Operations in flight on one lane.
+pub(crate) struct OpTable<X> {
+    slots: Vec<Slot<X>>,
+    free: Option<u32>,
+    running: usize,
+    stale: u64,
+}
+
+/// What is to be done, outside the table's borrow, after an operation has ended.
+#[must_use]
+pub(crate) enum Ended {
+    Wake(Waker),
+    /// Its future will look by itself.
+    Noted,
+    /// Its future is gone: here is what it owned, to drop.
+    Orphan(Op, io::Result<Outcome>),
+    /// No such operation is running. Counted.
+    Stale,
+}
+
+impl<X> OpTable<X> {
+    pub(crate) fn new() -> OpTable<X> {
+        OpTable { slots: Vec::new(), free: None, running: 0, stale: 0 }
+    }
+
+    /// How many the host still works on.
+    pub(crate) fn running(&self) -> usize {
+        self.running
+    }
+
+    /// How many completions were refused.
+    pub(crate) fn stale(&self) -> u64 {
+        self.stale
+    }
+
+    fn put(&mut self, state: State<X>) -> OpKey {
+        let Some(slot) = self.free else {
+            let slot = u32::try_from(self.slots.len()).expect("operations are bounded by memory");
+            self.slots.push(Slot { generation: 0, state });
+            return OpKey { slot, generation: 0 };
+        };
+        let entry = &mut self.slots[slot as usize];
+        let State::Vacant { next, poison } = entry.state else {
+            panic!("slot {slot} is in the free list and in use");
+        };
+        assert!(poison == POISON, "slot {slot} was written while it was free");
+        self.free = next;
+        entry.state = state;
+        OpKey { slot, generation: entry.generation }
+    }
+
+    pub(crate) fn insert(&mut self, op: Option<Op>, extra: X) -> OpKey {
+        self.running += 1;
+        self.put(State::Running { op, extra, waiter: Waiter::Unborn })
+    }
+
+    /// An operation that ended before it began.
+    pub(crate) fn insert_done(&mut self, op: Op, result: io::Result<Outcome>) -> OpKey {
+        self.put(State::Done { op, result })
+    }
+
+    fn slot(&mut self, key: OpKey) -> &mut Slot<X> {
+        let slot = &mut self.slots[key.slot as usize];
+        assert!(
+            slot.generation == key.generation,
+            "slot {} has generation {}, its key says {}",
+            key.slot,
+            slot.generation,
+            key.generation
+        );
+        slot
+    }
+
+    fn vacate(&mut self, key: OpKey) -> State<X> {
+        let next = self.free.replace(key.slot);
+        let slot = self.slot(key);
+        slot.generation = slot.generation.wrapping_add(1);
+        std::mem::replace(&mut slot.state, State::Vacant { next, poison: POISON })
+    }
+
+    /// The operation and what the engine keeps with it, or `None` when it is not running.
+    pub(crate) fn running_mut(&mut self, key: OpKey) -> Option<(&mut Option<Op>, &mut X)> {
+        let slot = self.slots.get_mut(key.slot as usize)?;
+        match &mut slot.state {
+            State::Running { op, extra, .. } if slot.generation == key.generation => {
+                Some((op, extra))
+            }
+            _ => None,
+        }
+    }
+
+    /// The engine reports an end. `back` is the operation, where a worker had it.
+    pub(crate) fn complete(
+        &mut self,
+        key: OpKey,
+        back: Option<Op>,
+        result: io::Result<Outcome>,
+    ) -> Ended {
+        let running = self.slots.get_mut(key.slot as usize).filter(|slot| {
+            slot.generation == key.generation && matches!(slot.state, State::Running { .. })
+        });
+        let Some(slot) = running else {
+            self.stale += 1;
+            return Ended::Stale;
+        };
+        let State::Running { op, waiter, .. } = &mut slot.state else {
+            unreachable!("just seen");
+        };
+        let op = back.or(op.take()).expect("somebody has the operation");
+        let waiter = std::mem::replace(waiter, Waiter::Unborn);
+        self.running -= 1;
+        match waiter {
+            Waiter::Gone => {
+                drop(self.vacate(key));
+                Ended::Orphan(op, result)
+            }
+            waiter => {
+                slot.state = State::Done { op, result };
+                match waiter {
+                    Waiter::Task(waker) => Ended::Wake(waker),
+                    _ => Ended::Noted,
+                }
+            }
+        }
+    }
+
+    /// The future asks. After `Some` the key is spent.
+    pub(crate) fn poll(&mut self, key: OpKey, waker: &Waker) -> Option<(Op, io::Result<Outcome>)> {
+        match &mut self.slot(key).state {
+            State::Running { waiter, .. } => {
+                match waiter {
+                    Waiter::Task(old) => old.clone_from(waker),
+                    other => *other = Waiter::Task(waker.clone()),
+                }
+                None
+            }
+            State::Done { .. } => match self.vacate(key) {
+                State::Done { op, result } => Some((op, result)),
+                _ => unreachable!("just seen"),
+            },
+            State::Vacant { .. } => panic!("a future asks for a vacant slot"),
+        }
+    }
+
+    /// The future was dropped: what it owned, when the host is done with it already.
+    pub(crate) fn abandon(&mut self, key: OpKey) -> Option<(Op, io::Result<Outcome>)> {
+        match &mut self.slot(key).state {
+            State::Running { waiter, .. } => {
+                *waiter = Waiter::Gone;
+                None
+            }
+            State::Done { .. } => match self.vacate(key) {
+                State::Done { op, result } => Some((op, result)),
+                _ => unreachable!("just seen"),
+            },
+            State::Vacant { .. } => panic!("a future leaves a vacant slot"),
+        }
+    }
+
+    /// The keys of everything the host works on.
+    pub(crate) fn running_keys(&self) -> Vec<OpKey> {
+        let keys = self.slots.iter().zip(0u32..).filter_map(|(slot, n)| {
+            matches!(slot.state, State::Running { .. })
+                .then_some(OpKey { slot: n, generation: slot.generation })
+        });
+        keys.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buf::BufPool;
+    use crate::units::Sectors;
+
+    fn op(pool: &BufPool) -> Op {
+        let buf = pool.try_take(Sectors(8)).expect("the pool has room");
+        let file = Arc::new(std::fs::File::open("/dev/null").unwrap().into());
+        Op::Read { file, at: 0, buf, from: 0 }
+    }
+
+    #[test]
+    fn an_abandoned_operation_keeps_its_buffer_until_its_end() {
+        let pool = BufPool::new(0);
+        let mut table = OpTable::new();
+        let key = table.insert(Some(op(&pool)), ());
+        assert!(table.abandon(key).is_none());
+        assert_eq!(pool.lent(), 4096, "the host may still write there");
+        let Ended::Orphan(op, _) = table.complete(key, None, Ok(Outcome::Count(1))) else {
+            panic!("nobody waits for it");
+        };
+        drop(op);
+        assert_eq!((pool.lent(), table.running()), (0, 0));
+    }
+
+    #[test]
+    fn a_completion_for_a_finished_request_is_refused_and_counted() {
+        let pool = BufPool::new(0);
+        let mut table = OpTable::new();
+        let first = table.insert(Some(op(&pool)), ());
+        assert!(matches!(table.complete(first, None, Ok(Outcome::Count(1))), Ended::Noted));
+        // Twice while its result waits, and once more when the slot has a new tenant.
+        assert!(matches!(table.complete(first, None, Ok(Outcome::Count(1))), Ended::Stale));
+        assert!(table.poll(first, Waker::noop()).is_some());
+        let second = table.insert(Some(op(&pool)), ());
+        assert_eq!(second.slot, first.slot, "the pool of slots is a stack");
+        assert!(matches!(table.complete(first, None, Ok(Outcome::Count(1))), Ended::Stale));
+        assert!(table.poll(second, Waker::noop()).is_none(), "still running");
+        assert_eq!((table.stale(), table.running()), (2, 1));
+        assert_eq!(OpKey::from_u64(second.to_u64()), second);
+    }
+
+    #[test]
+    #[should_panic(expected = "generation")]
+    fn touching_an_operation_after_its_slot_was_reused_is_a_bug() {
+        let pool = BufPool::new(0);
+        let mut table = OpTable::new();
+        let first = table.insert_done(op(&pool), Ok(Outcome::Count(0)));
+        assert!(table.poll(first, Waker::noop()).is_some());
+        table.insert(Some(op(&pool)), ());
+        table.abandon(first);
+    }
+
+    #[test]
+    #[should_panic(expected = "written while it was free")]
+    fn a_scribble_on_a_free_slot_is_found_when_it_is_taken() {
+        let pool = BufPool::new(0);
+        let mut table: OpTable<()> = OpTable::new();
+        let key = table.insert_done(op(&pool), Ok(Outcome::Count(0)));
+        assert!(table.abandon(key).is_some());
+        let State::Vacant { poison, .. } = &mut table.slots[0].state else {
+            panic!("just left");
+        };
+        *poison -= 1;
+        table.insert(Some(op(&pool)), ());
+    }
+}
