@@ -69,10 +69,7 @@ fn class_len(class: usize) -> usize {
 }
 
 fn class_of(len: usize) -> usize {
-    assert!(
-        len <= MAX_LEN,
-        "a buffer of {len} bytes is above the largest class"
-    );
+    assert!(len <= MAX_LEN, "a buffer of {len} bytes is above the largest class");
     let shift = len.max(1).next_power_of_two().trailing_zeros();
     (shift.max(MIN_CLASS_SHIFT) - MIN_CLASS_SHIFT) as usize
 }
@@ -85,10 +82,7 @@ struct Slot {
 
 impl Slot {
     fn start(&self) -> NonNull<u8> {
-        self.memory
-            .as_ref()
-            .expect("a slot has memory until it drops")
-            .start
+        self.memory.as_ref().expect("a slot has memory until it drops").start
     }
 }
 
@@ -128,23 +122,10 @@ impl IoBuf {
     }
 
     pub fn split_at_byte(self, n: usize) -> (IoBuf, IoBuf) {
-        assert!(
-            n <= self.range.len(),
-            "split at {n} of {}",
-            self.range.len()
-        );
+        assert!(n <= self.range.len(), "split at {n} of {}", self.range.len());
         let mid = self.range.start + n;
-        let tail = IoBuf {
-            slot: Arc::clone(&self.slot),
-            range: mid..self.range.end,
-        };
-        (
-            IoBuf {
-                slot: self.slot,
-                range: self.range.start..mid,
-            },
-            tail,
-        )
+        let tail = IoBuf { slot: Arc::clone(&self.slot), range: mid..self.range.end };
+        (IoBuf { slot: self.slot, range: self.range.start..mid }, tail)
     }
 
     /// The inverse of [`IoBuf::split_at`].
@@ -158,14 +139,8 @@ impl IoBuf {
         if !Arc::ptr_eq(&head.slot, &tail.slot) {
             return IoBuf::copied(&head, &tail);
         }
-        assert!(
-            head.range.end == tail.range.start,
-            "joined buffers are adjacent"
-        );
-        IoBuf {
-            slot: head.slot,
-            range: head.range.start..tail.range.end,
-        }
+        assert!(head.range.end == tail.range.start, "joined buffers are adjacent");
+        IoBuf { slot: head.slot, range: head.range.start..tail.range.end }
     }
 
     /// Both parts in a slot of their own, outside the pool's budget: rare, and nobody may wait here.
@@ -185,20 +160,13 @@ impl IoBuf {
 
     /// Drops everything behind the first `len` bytes.
     pub fn truncate(&mut self, len: usize) {
-        assert!(
-            len <= self.range.len(),
-            "truncate to {len} of {}",
-            self.range.len()
-        );
+        assert!(len <= self.range.len(), "truncate to {len} of {}", self.range.len());
         self.range.end = self.range.start + len;
     }
 
     /// Gives up the right to write, and gains the right to share.
     pub fn freeze(self) -> IoView {
-        IoView {
-            slot: self.slot,
-            range: self.range,
-        }
+        IoView { slot: self.slot, range: self.range }
     }
 
     /// Where the kernel may put bytes: valid for `len()` bytes until the last part of the slot
@@ -216,11 +184,7 @@ impl Deref for IoBuf {
         // `self.slot`; no other `IoBuf` covers it, and writing needs `&mut self`.
         unsafe {
             std::slice::from_raw_parts(
-                self.slot
-                    .start()
-                    .as_ptr()
-                    .cast_const()
-                    .wrapping_add(self.range.start),
+                self.slot.start().as_ptr().cast_const().wrapping_add(self.range.start),
                 self.range.len(),
             )
         }
@@ -255,10 +219,7 @@ impl IoView {
         assert!(part.start <= part.end, "a slice ends after it starts");
         assert!(part.end <= self.range.len(), "a slice lies inside its view");
         let start = self.range.start;
-        IoView {
-            slot: Arc::clone(&self.slot),
-            range: start + part.start..start + part.end,
-        }
+        IoView { slot: Arc::clone(&self.slot), range: start + part.start..start + part.end }
     }
 }
 
@@ -269,11 +230,7 @@ impl Deref for IoView {
         // range as long as a view of it lives.
         unsafe {
             std::slice::from_raw_parts(
-                self.slot
-                    .start()
-                    .as_ptr()
-                    .cast_const()
-                    .wrapping_add(self.range.start),
+                self.slot.start().as_ptr().cast_const().wrapping_add(self.range.start),
                 self.range.len(),
             )
         }
@@ -377,16 +334,9 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 impl BufPool {
     /// A pool that lends at most `budget` bytes at a time (at least one largest buffer).
     pub fn new(budget: usize) -> BufPool {
-        let state = PoolState {
-            free: Default::default(),
-            lent: 0,
-            idle: 0,
-            waiters: VecDeque::new(),
-        };
-        BufPool(Arc::new(Pool {
-            budget: budget.max(MAX_LEN),
-            state: Mutex::new(state),
-        }))
+        let state =
+            PoolState { free: Default::default(), lent: 0, idle: 0, waiters: VecDeque::new() };
+        BufPool(Arc::new(Pool { budget: budget.max(MAX_LEN), state: Mutex::new(state) }))
     }
 
     /// A buffer of `len` sectors with arbitrary contents; waits for its turn when the pool is dry.
@@ -396,11 +346,7 @@ impl BufPool {
 
     /// As [`BufPool::take`], for lengths that are no multiple of a sector (sockets).
     pub fn take_bytes(&self, len: usize) -> impl Future<Output = IoBuf> + use<> {
-        Take {
-            pool: Arc::clone(&self.0),
-            len,
-            waiter: None,
-        }
+        Take { pool: Arc::clone(&self.0), len, waiter: None }
     }
 
     /// A buffer if one can be had at once and nobody waits.
@@ -418,9 +364,7 @@ impl BufPool {
 
     /// A buffer holding `bytes`, padded with zeroes to whole sectors.
     pub async fn take_copy(&self, bytes: &[u8]) -> IoBuf {
-        let mut buf = self
-            .take_bytes(bytes.len().next_multiple_of(SECTOR_SIZE))
-            .await;
+        let mut buf = self.take_bytes(bytes.len().next_multiple_of(SECTOR_SIZE)).await;
         let (head, tail) = buf.split_at_mut(bytes.len());
         head.copy_from_slice(bytes);
         tail.fill(0);
@@ -435,14 +379,8 @@ impl BufPool {
 
 impl Pool {
     fn lend(self: &Arc<Pool>, memory: Memory, len: usize) -> IoBuf {
-        let slot = Arc::new(Slot {
-            memory: Some(memory),
-            pool: Arc::clone(self),
-        });
-        IoBuf {
-            slot,
-            range: 0..len,
-        }
+        let slot = Arc::new(Slot { memory: Some(memory), pool: Arc::clone(self) });
+        IoBuf { slot, range: 0..len }
     }
 
     fn try_take(&self, len: usize) -> Option<Memory> {
@@ -523,12 +461,7 @@ impl Future for Take {
                 return Poll::Ready(self.pool.lend(memory, self.len));
             }
             let waker = Some(cx.waker().clone());
-            let waiter = Waiter {
-                class,
-                granted: false,
-                gone: false,
-                waker,
-            };
+            let waiter = Waiter { class, granted: false, gone: false, waker };
             let waiter = Arc::new(Mutex::new(waiter));
             let woken = {
                 let mut state = lock(&self.pool.state);
@@ -634,13 +567,8 @@ mod tests {
         assert!(poll_once(large.as_mut()).is_pending());
         assert!(poll_once(small.as_mut()).is_pending());
         drop(all);
-        assert!(
-            poll_once(small.as_mut()).is_pending(),
-            "the large one came first"
-        );
-        let Poll::Ready(buf) = poll_once(large.as_mut()) else {
-            panic!("granted")
-        };
+        assert!(poll_once(small.as_mut()).is_pending(), "the large one came first");
+        let Poll::Ready(buf) = poll_once(large.as_mut()) else { panic!("granted") };
         drop(buf);
         assert!(poll_once(small.as_mut()).is_ready());
         assert_eq!(pool.lent(), 0);

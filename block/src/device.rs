@@ -102,11 +102,7 @@ pub struct ExtentStatus {
 
 impl ExtentStatus {
     pub fn data(range: Extent) -> ExtentStatus {
-        ExtentStatus {
-            range,
-            hole: false,
-            zero: false,
-        }
+        ExtentStatus { range, hole: false, zero: false }
     }
 }
 

@@ -118,13 +118,7 @@ pub struct Error {
 
 impl Error {
     pub fn new(kind: ErrorKind, op: Op, at: Extent, dev: &DevId) -> Error {
-        Error {
-            kind,
-            op,
-            at,
-            dev: dev.clone(),
-            source: None,
-        }
+        Error { kind, op, at, dev: dev.clone(), source: None }
     }
 
     pub fn with(mut self, source: impl Into<Source>) -> Error {

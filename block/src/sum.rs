@@ -37,11 +37,7 @@ mod tests {
         for &b in bytes {
             reg ^= u64::from(b) << 56;
             for _ in 0..8 {
-                reg = if reg >> 63 == 1 {
-                    (reg << 1) ^ BCACHE_POLY
-                } else {
-                    reg << 1
-                };
+                reg = if reg >> 63 == 1 { (reg << 1) ^ BCACHE_POLY } else { reg << 1 };
             }
         }
         reg ^ xor
@@ -58,9 +54,7 @@ mod tests {
 
     #[test]
     fn seeded_agrees_with_the_definition_at_every_length() {
-        let bytes: Vec<u8> = (0..700u32)
-            .map(|i| (i * 7 % 251).to_le_bytes()[0])
-            .collect();
+        let bytes: Vec<u8> = (0..700u32).map(|i| (i * 7 % 251).to_le_bytes()[0]).collect();
         for len in (0..700).step_by(13) {
             for seed in [0, 1, 0x0015_0001, u64::MAX, 0xDEAD_BEEF_0BAD_F00D] {
                 assert_eq!(

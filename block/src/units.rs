@@ -63,9 +63,7 @@ impl Sectors {
 
     /// `bytes` as whole sectors, or `None` when it is no multiple: rounding is a decision.
     pub fn exact(bytes: u64) -> Option<Sectors> {
-        bytes
-            .is_multiple_of(SECTOR_SIZE as u64)
-            .then_some(Sectors(bytes >> SECTOR_SHIFT))
+        bytes.is_multiple_of(SECTOR_SIZE as u64).then_some(Sectors(bytes >> SECTOR_SHIFT))
     }
 
     /// The length of a slice in memory as whole sectors.
@@ -176,14 +174,8 @@ impl Extent {
     /// # Panics
     /// When `end < start`.
     pub fn between(start: Sector, end: Sector) -> Extent {
-        assert!(
-            start <= end,
-            "an extent ends after it starts: {start}..{end}"
-        );
-        Extent {
-            start,
-            len: end - start,
-        }
+        assert!(start <= end, "an extent ends after it starts: {start}..{end}");
+        Extent { start, len: end - start }
     }
 
     /// First sector behind the run.
@@ -212,10 +204,7 @@ impl Extent {
 
     /// Whether the run lies inside a device of `len` sectors, without overflow.
     pub fn fits(self, len: Sectors) -> bool {
-        self.start
-            .0
-            .checked_add(self.len.0)
-            .is_some_and(|end| end <= len.0)
+        self.start.0.checked_add(self.len.0).is_some_and(|end| end <= len.0)
     }
 
     /// Cuts the run into pieces of at most `max` sectors.

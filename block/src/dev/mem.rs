@@ -31,10 +31,7 @@ impl Mem {
 
     /// A device with chosen limits: block size, read-only, length.
     pub fn with_geometry(geometry: Geometry) -> Mem {
-        Mem {
-            geometry,
-            pieces: Rc::default(),
-        }
+        Mem { geometry, pieces: Rc::default() }
     }
 
     /// A device that starts with `bytes`, padded to whole sectors.
@@ -62,9 +59,8 @@ impl Mem {
     pub fn poke(&self, at_byte: u64, bytes: &[u8]) {
         let mut pieces = self.pieces.borrow_mut();
         for (piece, within, part) in split(at_byte, bytes.len()) {
-            let target = pieces
-                .entry(piece)
-                .or_insert_with(|| vec![0; PIECE.byte_len()].into_boxed_slice());
+            let target =
+                pieces.entry(piece).or_insert_with(|| vec![0; PIECE.byte_len()].into_boxed_slice());
             target[within..within + part.len()].copy_from_slice(&bytes[part]);
         }
     }
@@ -116,15 +112,13 @@ impl BlockDevice for Mem {
     }
 
     async fn read(&self, at: Sector, mut buf: IoBuf) -> Result<IoBuf> {
-        self.geometry
-            .admit(Op::Read, Extent::new(at, buf.sectors()))?;
+        self.geometry.admit(Op::Read, Extent::new(at, buf.sectors()))?;
         self.peek(at.byte(), &mut buf);
         Ok(buf)
     }
 
     async fn write(&self, at: Sector, data: Data, _how: Durability) -> Result<Data> {
-        self.geometry
-            .admit(Op::Write, Extent::new(at, data.sectors()))?;
+        self.geometry.admit(Op::Write, Extent::new(at, data.sectors()))?;
         self.poke(at.byte(), &data);
         Ok(data)
     }
@@ -158,11 +152,7 @@ impl BlockDevice for Mem {
             match runs.last_mut() {
                 Some(last) if last.hole == hole => last.range.len += end - at,
                 _ if full => break,
-                _ => runs.push(ExtentStatus {
-                    range: Extent::between(at, end),
-                    hole,
-                    zero: hole,
-                }),
+                _ => runs.push(ExtentStatus { range: Extent::between(at, end), hole, zero: hole }),
             }
             at = end;
         }
@@ -182,27 +172,15 @@ mod tests {
             let (mem, pool) = (Mem::new(Sectors(1000)), BufPool::new(0));
             let mut buf = pool.take(Sectors(200)).await;
             buf.fill(7);
-            mem.write(Sector(100), buf.into(), Durability::Cached)
-                .await
-                .unwrap();
-            let back = mem
-                .read(Sector(99), pool.take(Sectors(2)).await)
-                .await
-                .unwrap();
+            mem.write(Sector(100), buf.into(), Durability::Cached).await.unwrap();
+            let back = mem.read(Sector(99), pool.take(Sectors(2)).await).await.unwrap();
             assert!(back[..512].iter().all(|&b| b == 0));
             assert!(back[512..].iter().all(|&b| b == 7));
-            let runs = mem
-                .extents(Extent::new(Sector(0), Sectors(1000)), 8)
-                .await
-                .unwrap();
-            let runs: Vec<_> = runs
-                .iter()
-                .map(|r| (r.range.start.0, r.range.len.0, r.hole))
-                .collect();
+            let runs = mem.extents(Extent::new(Sector(0), Sectors(1000)), 8).await.unwrap();
+            let runs: Vec<_> =
+                runs.iter().map(|r| (r.range.start.0, r.range.len.0, r.hole)).collect();
             assert_eq!(runs, [(0, 384, false), (384, 616, true)]);
-            mem.discard(Extent::new(Sector(0), Sectors(1000)))
-                .await
-                .unwrap();
+            mem.discard(Extent::new(Sector(0), Sectors(1000))).await.unwrap();
             assert!(mem.to_vec().iter().all(|&b| b == 0));
         });
     }

@@ -27,26 +27,15 @@ impl<D: BlockDevice> Window<D> {
 
     fn map(&self, op: Op, range: Extent) -> Result<Extent> {
         if !range.fits(self.part.len) {
-            return Err(Error::new(
-                ErrorKind::OutOfRange,
-                op,
-                range,
-                &self.below.geometry().dev,
-            ));
+            return Err(Error::new(ErrorKind::OutOfRange, op, range, &self.below.geometry().dev));
         }
-        Ok(Extent::new(
-            Sector(self.part.start.0 + range.start.0),
-            range.len,
-        ))
+        Ok(Extent::new(Sector(self.part.start.0 + range.start.0), range.len))
     }
 }
 
 impl<D: BlockDevice> BlockDevice for Window<D> {
     fn geometry(&self) -> Geometry {
-        Geometry {
-            len: self.part.len,
-            ..self.below.geometry()
-        }
+        Geometry { len: self.part.len, ..self.below.geometry() }
     }
 
     async fn read(&self, at: Sector, buf: IoBuf) -> Result<IoBuf> {
@@ -68,16 +57,11 @@ impl<D: BlockDevice> BlockDevice for Window<D> {
     }
 
     async fn write_zeroes(&self, range: Extent, how: Zero) -> Result<()> {
-        self.below
-            .write_zeroes(self.map(Op::WriteZeroes, range)?, how)
-            .await
+        self.below.write_zeroes(self.map(Op::WriteZeroes, range)?, how).await
     }
 
     async fn extents(&self, range: Extent, limit: usize) -> Result<Vec<ExtentStatus>> {
-        let mut runs = self
-            .below
-            .extents(self.map(Op::Extents, range)?, limit)
-            .await?;
+        let mut runs = self.below.extents(self.map(Op::Extents, range)?, limit).await?;
         for run in &mut runs {
             run.range.start = Sector(run.range.start.0 - self.part.start.0);
         }

@@ -35,10 +35,7 @@ pub async fn join<A: Future, B: Future>(a: A, b: B) -> (A::Output, B::Output) {
 /// All results, in the order of the futures, when all are there. Meant for the few pieces of one
 /// request: each wake polls every piece that is still out.
 pub async fn join_all<F: Future>(futures: impl IntoIterator<Item = F>) -> Vec<F::Output> {
-    let mut running: Vec<_> = futures
-        .into_iter()
-        .map(|f| (Some(Box::pin(f)), None))
-        .collect();
+    let mut running: Vec<_> = futures.into_iter().map(|f| (Some(Box::pin(f)), None)).collect();
     poll_fn(|cx| {
         let mut pending = false;
         for (future, output) in &mut running {
@@ -52,17 +49,10 @@ pub async fn join_all<F: Future>(futures: impl IntoIterator<Item = F>) -> Vec<F:
                 }
             }
         }
-        if pending {
-            Poll::Pending
-        } else {
-            Poll::Ready(())
-        }
+        if pending { Poll::Pending } else { Poll::Ready(()) }
     })
     .await;
-    running
-        .into_iter()
-        .map(|(_, output)| output.expect("every future is ready"))
-        .collect()
+    running.into_iter().map(|(_, output)| output.expect("every future is ready")).collect()
 }
 
 /// All results or the first error in order. Every future runs to its end first: a sibling of a

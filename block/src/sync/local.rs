@@ -34,19 +34,12 @@ impl LocalSemaphore {
 
     /// Waits for `permits`; they return when the guard drops.
     pub fn acquire(&self, permits: usize) -> impl Future<Output = Permit> + use<> {
-        Acquire {
-            state: Rc::clone(&self.0),
-            permits,
-            waiting: None,
-        }
+        Acquire { state: Rc::clone(&self.0), permits, waiting: None }
     }
 
     /// Permits if they are free and nobody waits.
     pub fn try_acquire(&self, permits: usize) -> Option<Permit> {
-        self.0.try_take(permits).then(|| Permit {
-            state: Rc::clone(&self.0),
-            permits,
-        })
+        self.0.try_take(permits).then(|| Permit { state: Rc::clone(&self.0), permits })
     }
 
     pub fn available(&self) -> usize {
@@ -119,16 +112,10 @@ impl Future for Acquire {
                 return Poll::Pending;
             }
             self.waiting = None;
-            return Poll::Ready(Permit {
-                state: Rc::clone(&self.state),
-                permits,
-            });
+            return Poll::Ready(Permit { state: Rc::clone(&self.state), permits });
         }
         if self.state.try_take(permits) {
-            return Poll::Ready(Permit {
-                state: Rc::clone(&self.state),
-                permits,
-            });
+            return Poll::Ready(Permit { state: Rc::clone(&self.state), permits });
         }
         let waiting = Rc::new(Waiting {
             permits,
@@ -170,26 +157,17 @@ pub struct LocalMutexGuard<'a, T> {
 
 impl<T> LocalMutex<T> {
     pub fn new(value: T) -> LocalMutex<T> {
-        LocalMutex {
-            turn: LocalSemaphore::new(1),
-            value: RefCell::new(value),
-        }
+        LocalMutex { turn: LocalSemaphore::new(1), value: RefCell::new(value) }
     }
 
     pub async fn lock(&self) -> LocalMutexGuard<'_, T> {
         let turn = self.turn.acquire(1).await;
-        LocalMutexGuard {
-            value: self.value.borrow_mut(),
-            _turn: turn,
-        }
+        LocalMutexGuard { value: self.value.borrow_mut(), _turn: turn }
     }
 
     pub fn try_lock(&self) -> Option<LocalMutexGuard<'_, T>> {
         let turn = self.turn.try_acquire(1)?;
-        Some(LocalMutexGuard {
-            value: self.value.borrow_mut(),
-            _turn: turn,
-        })
+        Some(LocalMutexGuard { value: self.value.borrow_mut(), _turn: turn })
     }
 }
 
@@ -228,27 +206,19 @@ impl LocalRwLock {
     }
 
     pub async fn read(&self) -> LocalReadGuard {
-        LocalReadGuard {
-            _permit: self.0.acquire(1).await,
-        }
+        LocalReadGuard { _permit: self.0.acquire(1).await }
     }
 
     pub fn try_read(&self) -> Option<LocalReadGuard> {
-        self.0
-            .try_acquire(1)
-            .map(|permit| LocalReadGuard { _permit: permit })
+        self.0.try_acquire(1).map(|permit| LocalReadGuard { _permit: permit })
     }
 
     pub async fn write(&self) -> LocalWriteGuard {
-        LocalWriteGuard {
-            _permit: self.0.acquire(ALL_READERS).await,
-        }
+        LocalWriteGuard { _permit: self.0.acquire(ALL_READERS).await }
     }
 
     pub fn try_write(&self) -> Option<LocalWriteGuard> {
-        self.0
-            .try_acquire(ALL_READERS)
-            .map(|permit| LocalWriteGuard { _permit: permit })
+        self.0.try_acquire(ALL_READERS).map(|permit| LocalWriteGuard { _permit: permit })
     }
 }
 
@@ -301,10 +271,7 @@ impl Notify {
     }
 
     pub fn notified(&self) -> impl Future<Output = ()> + '_ {
-        Notified {
-            notify: self,
-            waiting: None,
-        }
+        Notified { notify: self, waiting: None }
     }
 }
 
@@ -348,10 +315,7 @@ impl Drop for Notified<'_> {
             // Woken but never ran: pass a single wake-up on.
             self.notify.notify_one();
         } else {
-            self.notify
-                .waiting
-                .borrow_mut()
-                .retain(|other| !Rc::ptr_eq(other, &w));
+            self.notify.waiting.borrow_mut().retain(|other| !Rc::ptr_eq(other, &w));
         }
     }
 }
@@ -370,9 +334,7 @@ mod tests {
         let mut second = Box::pin(lock.read());
         assert!(poll_once(second.as_mut()).is_pending(), "no overtaking");
         drop(first);
-        let Poll::Ready(w) = poll_once(writer.as_mut()) else {
-            panic!("the writer's turn")
-        };
+        let Poll::Ready(w) = poll_once(writer.as_mut()) else { panic!("the writer's turn") };
         assert!(poll_once(second.as_mut()).is_pending());
         drop(w);
         assert!(poll_once(second.as_mut()).is_ready());
@@ -403,9 +365,6 @@ mod tests {
         drop(a);
         assert!(poll_once(b.as_mut()).is_ready());
         n.notify_one();
-        assert!(
-            poll_once(Box::pin(n.notified()).as_mut()).is_ready(),
-            "stored"
-        );
+        assert!(poll_once(Box::pin(n.notified()).as_mut()).is_ready(), "stored");
     }
 }

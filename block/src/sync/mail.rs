@@ -28,11 +28,7 @@ pub struct OneSender<T>(Arc<Mutex<One<T>>>);
 pub struct OneReceiver<T>(Arc<Mutex<One<T>>>);
 
 pub fn oneshot<T: Send>() -> (OneSender<T>, OneReceiver<T>) {
-    let shared = Arc::new(Mutex::new(One {
-        value: None,
-        closed: false,
-        waker: None,
-    }));
+    let shared = Arc::new(Mutex::new(One { value: None, closed: false, waker: None }));
     (OneSender(Arc::clone(&shared)), OneReceiver(shared))
 }
 
@@ -112,8 +108,7 @@ impl<T> MailSender<T> {
                 mail.blocked.push(cx.waker().clone());
                 return Poll::Pending;
             }
-            mail.queue
-                .push_back(message.take().expect("polled after the end"));
+            mail.queue.push_back(message.take().expect("polled after the end"));
             let waker = mail.receiver.take();
             drop(mail);
             if let Some(waker) = waker {
@@ -151,11 +146,7 @@ impl<T> Drop for MailSender<T> {
     fn drop(&mut self) {
         let mut mail = lock(&self.0);
         mail.senders -= 1;
-        let waker = if mail.senders == 0 {
-            mail.receiver.take()
-        } else {
-            None
-        };
+        let waker = if mail.senders == 0 { mail.receiver.take() } else { None };
         drop(mail);
         if let Some(waker) = waker {
             waker.wake();
@@ -212,17 +203,11 @@ mod tests {
         assert!(poll_once(Box::pin(tx.send(1)).as_mut()).is_ready());
         let mut second = Box::pin(tx.send(2));
         assert!(poll_once(second.as_mut()).is_pending());
-        assert_eq!(
-            poll_once(Box::pin(rx.recv()).as_mut()),
-            Poll::Ready(Some(1))
-        );
+        assert_eq!(poll_once(Box::pin(rx.recv()).as_mut()), Poll::Ready(Some(1)));
         assert!(poll_once(second.as_mut()).is_ready());
         drop(second);
         drop(tx);
-        assert_eq!(
-            poll_once(Box::pin(rx.recv()).as_mut()),
-            Poll::Ready(Some(2))
-        );
+        assert_eq!(poll_once(Box::pin(rx.recv()).as_mut()), Poll::Ready(Some(2)));
         assert_eq!(poll_once(Box::pin(rx.recv()).as_mut()), Poll::Ready(None));
     }
 

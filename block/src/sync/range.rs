@@ -61,27 +61,12 @@ impl RangeLock {
 
     fn ask(&self, range: Extent, exclusive: bool) -> Wait {
         let mut table = lock(&self.0);
-        let blockers = table
-            .entries
-            .iter()
-            .filter(|e| e.conflicts(range, exclusive))
-            .count();
+        let blockers = table.entries.iter().filter(|e| e.conflicts(range, exclusive)).count();
         let ticket = table.next;
         table.next += 1;
-        table.entries.push_back(Entry {
-            ticket,
-            range,
-            exclusive,
-            blockers,
-            waker: None,
-        });
+        table.entries.push_back(Entry { ticket, range, exclusive, blockers, waker: None });
         drop(table);
-        Wait {
-            guard: Some(RangeGuard {
-                table: Arc::clone(&self.0),
-                ticket,
-            }),
-        }
+        Wait { guard: Some(RangeGuard { table: Arc::clone(&self.0), ticket }) }
     }
 
     /// Entries held or waiting.
@@ -162,16 +147,12 @@ mod tests {
         let mut w = Box::pin(l.write(run(4, 8)));
         let mut b = Box::pin(l.read(run(6, 1)));
         let mut far = Box::pin(l.write(run(100, 1)));
-        let Poll::Ready(ga) = poll_once(a.as_mut()) else {
-            panic!("first")
-        };
+        let Poll::Ready(ga) = poll_once(a.as_mut()) else { panic!("first") };
         assert!(poll_once(w.as_mut()).is_pending());
         assert!(poll_once(b.as_mut()).is_pending(), "behind the writer");
         assert!(poll_once(far.as_mut()).is_ready());
         drop(ga);
-        let Poll::Ready(gw) = poll_once(w.as_mut()) else {
-            panic!("its turn")
-        };
+        let Poll::Ready(gw) = poll_once(w.as_mut()) else { panic!("its turn") };
         assert!(poll_once(b.as_mut()).is_pending());
         drop(gw);
         assert!(poll_once(b.as_mut()).is_ready());
