@@ -367,7 +367,7 @@ fn luks1_plan(
     steps.push(Step::Flush);
     steps.push(Step::Write(0, Zeroizing::new(bytes)));
     steps.push(Step::Flush);
-    Ok(Plan { steps, header: Header::Luks1(header), key })
+    Ok(Plan { steps, header: Header::Luks1(Box::new(header)), key })
 }
 
 /// Bytes from one area to the next.

@@ -10,14 +10,13 @@ use crate::cipher::CipherSpec;
 use crate::error::{Corrupt, Error, Result, printable};
 use crate::format::luks1::Luks1;
 use crate::format::luks2::{self, HeaderCopy, Luks2};
-use crate::format::metadata::check::is_online_reencrypt;
-use crate::format::metadata::{KeyslotKind, SegmentKind};
+use crate::format::metadata::{KeyslotKind, Metadata, Segment, SegmentKind};
 use crate::format::{MAGIC, MAGIC_SECONDARY};
 
 /// The header of a volume.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Header {
-    Luks1(Luks1),
+    Luks1(Box<Luks1>),
     Luks2(Box<Luks2>),
 }
 
@@ -31,7 +30,7 @@ impl Header {
     pub fn parse(head: &[u8], device_len: u64, only: Option<HeaderCopy>) -> Result<Header> {
         let version = head.get(6..8).map(|v| u16::from_be_bytes([v[0], v[1]]));
         if head.starts_with(&MAGIC) && version == Some(1) {
-            return Ok(Header::Luks1(Luks1::parse(head, device_len)?));
+            return Ok(Header::Luks1(Box::new(Luks1::parse(head, device_len)?)));
         }
         let failed = match luks2::recover(head, device_len, only) {
             Ok(header) => return Ok(Header::Luks2(Box::new(header))),
@@ -93,52 +92,47 @@ impl Header {
             Header::Luks1(_) => return Ok(()),
             Header::Luks2(h) => h,
         };
-        for requirement in &h.metadata.config.requirements {
-            if is_online_reencrypt(requirement) {
-                let state = h.metadata.keyslots.values().find_map(|s| match &s.kind {
-                    KeyslotKind::Reencrypt { mode, direction, .. } => {
-                        Some(format!("mode {mode}, {direction}"))
-                    }
-                    _ => None,
-                });
-                return Err(Error::unsupported(format!(
-                    "a re-encryption is under way ({}); finish it with cryptsetup reencrypt",
-                    state.unwrap_or_else(|| "no state".into())
-                )));
-            }
-            return Err(Error::unsupported(format!(
-                "the volume requires \"{}\" (check 13)",
-                printable(requirement)
-            )));
-        }
+        check_requirements(&h.metadata)?;
         if h.metadata.regular_segments().next().is_none() {
             return Err(Error::unsupported("the header names no segment to open"));
         }
         for (id, segment) in h.metadata.regular_segments() {
-            match &segment.kind {
-                SegmentKind::Crypt { integrity: Some(kind), .. } => {
-                    return Err(Error::unsupported(format!(
-                        "segment {id} has integrity protection ({})",
-                        printable(kind)
-                    )));
-                }
-                SegmentKind::Crypt { encryption, .. } => {
-                    CipherSpec::parse(encryption)?.check_supported()?;
-                }
-                SegmentKind::Linear => {
-                    return Err(Error::refused(
-                        41,
-                        format!("segment {id} is not encrypted, and no re-encryption explains it"),
-                    ));
-                }
-                SegmentKind::Unknown(kind) => {
-                    return Err(Error::unsupported(format!(
-                        "segment {id} has the unknown type \"{}\"",
-                        printable(kind)
-                    )));
-                }
-            }
+            check_segment(id, segment)?;
         }
         Ok(())
+    }
+}
+
+/// Every requirement stops activation: those we know mean work that we do not do, and what an unknown
+/// one means nobody can say.
+fn check_requirements(metadata: &Metadata) -> Result<()> {
+    let Some(requirement) = metadata.config.requirements.first() else { return Ok(()) };
+    let state = metadata.keyslots.values().find_map(|s| match &s.kind {
+        KeyslotKind::Reencrypt { mode, direction, .. } => Some(format!("mode {mode}, {direction}")),
+        _ => None,
+    });
+    Err(Error::unsupported(match state {
+        Some(state) => {
+            format!("a re-encryption is under way ({state}); finish it with cryptsetup reencrypt")
+        }
+        None => format!("the volume requires \"{}\" (check 13)", printable(requirement)),
+    }))
+}
+
+fn check_segment(id: u32, segment: &Segment) -> Result<()> {
+    match &segment.kind {
+        SegmentKind::Crypt { integrity: Some(kind), .. } => Err(Error::unsupported(format!(
+            "segment {id} has integrity protection ({})",
+            printable(kind)
+        ))),
+        SegmentKind::Crypt { encryption, .. } => CipherSpec::parse(encryption)?.check_supported(),
+        SegmentKind::Linear => Err(Error::refused(
+            41,
+            format!("segment {id} is not encrypted, and no re-encryption explains it"),
+        )),
+        SegmentKind::Unknown(kind) => Err(Error::unsupported(format!(
+            "segment {id} has the unknown type \"{}\"",
+            printable(kind)
+        ))),
     }
 }

@@ -3,6 +3,7 @@
 mod af;
 mod cipher;
 mod create;
+mod device;
 mod dump;
 mod error;
 mod format;
@@ -21,6 +22,9 @@ mod xts;
 
 pub use cipher::{Chain, CipherSpec, IvMode};
 pub use create::{FormatOptions, LuksVersion, Plan, Step, format};
+pub use device::{Crypt, CryptOptions, VolumeHandle};
+#[cfg(any(test, feature = "mutations"))]
+pub use device::{Mutation, Observer};
 pub use error::{Corrupt, Error, Result, Skipped};
 pub use format::luks1::{Luks1, Luks1Slot};
 pub use format::luks2::{HeaderCopy, Luks2};

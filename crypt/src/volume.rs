@@ -93,6 +93,12 @@ impl Volume {
         self.flags.iter().any(|f| f == "allow-discards")
     }
 
+    /// The segment that holds the whole of `range`, which is the usual case.
+    #[inline]
+    pub(crate) fn whole(&self, range: Extent) -> Option<&Mapping> {
+        self.segments.iter().find(|m| m.range.contains(range))
+    }
+
     /// The parts of `range` that lie in one segment each.
     pub(crate) fn pieces(&self, range: Extent) -> impl Iterator<Item = (&Mapping, Extent)> {
         self.segments.iter().filter_map(move |m| Some((m, m.range.intersect(range)?)))

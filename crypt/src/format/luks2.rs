@@ -92,6 +92,9 @@ pub struct Luks2 {
     pub notes: Vec<String>,
 }
 
+/// Offset and bytes of the primary and of the secondary, in the order in which they are written.
+pub(crate) type EncodedCopies = [(u64, Vec<u8>); 2];
+
 /// Why a copy does not count.
 #[derive(Debug)]
 pub(crate) enum BadCopy {
@@ -196,7 +199,7 @@ impl Luks2 {
     pub(crate) fn encode(
         &self,
         random: &mut dyn FnMut(&mut [u8]) -> crate::Result<()>,
-    ) -> crate::Result<Option<[(u64, Vec<u8>); 2]>> {
+    ) -> crate::Result<Option<EncodedCopies>> {
         let size = usize::try_from(self.hdr_size).expect("at most 4 MiB");
         let area_len = size.saturating_sub(size_of::<RawHeader>());
         let Some(area) = json::write(&self.metadata.json, area_len) else { return Ok(None) };

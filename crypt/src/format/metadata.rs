@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::error::Corrupt;
 use crate::format::fields::Field;
 
-pub(crate) mod check;
+mod check;
 
 /// Keyslots, tokens and segments have ids below this; digests below [`DIGESTS_MAX`].
 pub(crate) const OBJECTS_MAX: u32 = 32;

@@ -30,7 +30,8 @@ impl Metadata {
             let expected = "a multiple of 4096, at most 128 MiB";
             return Err(config.get("keyslots_size").wrong(11, expected));
         }
-        let first = self.segments.values().map(|s| s.offset).min().unwrap_or(0);
+        // Backup segments may start at 0: they remember where plain data lay.
+        let first = self.regular_segments().map(|(_, s)| s.offset).min().unwrap_or(0);
         if first != 0 && self.areas_end(hdr_size) > first {
             let expected = format!("to end before the first segment at byte {first}");
             return Err(config.get("keyslots_size").wrong(11, expected));
@@ -181,6 +182,6 @@ impl Metadata {
 }
 
 /// The three names of one requirement.
-pub(crate) fn is_online_reencrypt(requirement: &str) -> bool {
+fn is_online_reencrypt(requirement: &str) -> bool {
     matches!(requirement, "online-reencrypt" | "online-reencrypt-v2" | "online-reencrypt-v3")
 }
