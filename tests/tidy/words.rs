@@ -12,7 +12,6 @@ const FORBIDDEN: &[(&str, &str, &str)] = &[
     ("<<<<", "<<< ", "a conflict marker"),
     (">>>>", ">>> ", "a conflict marker"),
     ("/wo", "rk/", "a path of one machine"),
-    ("/hom", "e/", "a path of one machine"),
     ("/roo", "t/.", "a path of one machine"),
     ("file", ":///", "a path of one machine"),
 ];
