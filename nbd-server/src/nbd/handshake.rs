@@ -17,10 +17,7 @@
 //!   followed by "that was wrong after all".
 //! - How the bytes are cut on their way does not change what is answered.
 
-#![cfg_attr(
-    not(test),
-    deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)
-)]
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 
 #[cfg(test)]
 mod tests;
@@ -212,10 +209,7 @@ impl Handshake {
             return Outcome::Close(Close::OptionTooLong { option, length });
         }
         if length > DATA_PARSED_MAX {
-            self.state = State::Drain {
-                option,
-                left: length,
-            };
+            self.state = State::Drain { option, left: length };
         } else if length > 0 {
             self.state = State::Data { option, length };
         } else {
@@ -242,12 +236,7 @@ impl Handshake {
             option::SET_META_CONTEXT => self.selected = None, // lost even when it fails
             _ => {}
         }
-        refuse(
-            out,
-            option,
-            Rep::ErrTooBig,
-            "more option data than this server looks at",
-        );
+        refuse(out, option, Rep::ErrTooBig, "more option data than this server looks at");
         Phase::Handshake(self)
     }
 
@@ -280,32 +269,20 @@ impl Handshake {
             }
             option::LIST => self.list(catalog, out),
             option::STARTTLS => {
-                refuse(
-                    out,
-                    option,
-                    Rep::ErrPolicy,
-                    "TLS is not configured on this server",
-                );
+                refuse(out, option, Rep::ErrPolicy, "TLS is not configured on this server");
             }
             option::STRUCTURED_REPLY => {
                 self.structured = true; // a repeat changes nothing and is no error
                 reply(out, option, Rep::Ack, &[]);
             }
-            _ => refuse(
-                out,
-                option,
-                Rep::ErrUnsup,
-                "this server does not know this option",
-            ),
+            _ => refuse(out, option, Rep::ErrUnsup, "this server does not know this option"),
         }
         Outcome::Next
     }
 
     /// The oldest way in: no reply exists but the facts, and no refusal but closing.
     fn export_name(&mut self, data: &[u8], catalog: &impl Catalog, out: &mut Vec<u8>) -> Outcome {
-        let found = text(data, "the export name")
-            .ok()
-            .and_then(|name| catalog.find(name));
+        let found = text(data, "the export name").ok().and_then(|name| catalog.find(name));
         let Some(facts) = found else {
             return Outcome::Close(Close::NoSuchExport);
         };
@@ -381,22 +358,12 @@ impl Handshake {
             Some(selection) if selection.export == facts.name => selection.contexts,
             _ => Vec::new(), // selected for another export: it does not count here
         };
-        Negotiated {
-            facts,
-            structured: self.structured,
-            contexts,
-            block_size_asked,
-        }
+        Negotiated { facts, structured: self.structured, contexts, block_size_asked }
     }
 
     fn list(&mut self, catalog: &impl Catalog, out: &mut Vec<u8>) {
         let Some(exports) = catalog.list() else {
-            refuse(
-                out,
-                option::LIST,
-                Rep::ErrPolicy,
-                "this server does not list its exports",
-            );
+            refuse(out, option::LIST, Rep::ErrPolicy, "this server does not list its exports");
             return;
         };
         for (name, description) in &exports {
@@ -415,12 +382,7 @@ impl Handshake {
         let option = option::SET_META_CONTEXT;
         self.selected = None; // replaced even when the new one fails
         if !self.structured {
-            refuse(
-                out,
-                option,
-                Rep::ErrInvalid,
-                "contexts need structured replies first",
-            );
+            refuse(out, option, Rep::ErrInvalid, "contexts need structured replies first");
             return;
         }
         let meta = match Meta::parse(data) {
@@ -436,10 +398,7 @@ impl Handshake {
             tell_context(out, option, context.id(), *context);
         }
         reply(out, option, Rep::Ack, &[]);
-        self.selected = Some(Selection {
-            export: facts.name,
-            contexts,
-        });
+        self.selected = Some(Selection { export: facts.name, contexts });
     }
 }
 
@@ -463,12 +422,7 @@ fn list_contexts(data: &[u8], catalog: &impl Catalog, out: &mut Vec<u8>) {
 }
 
 fn tell_context(out: &mut Vec<u8>, option: u32, id: u32, context: Context) {
-    reply(
-        out,
-        option,
-        Rep::MetaContext,
-        &[&id.to_be_bytes(), context.name().as_bytes()],
-    );
+    reply(out, option, Rep::MetaContext, &[&id.to_be_bytes(), context.name().as_bytes()]);
 }
 
 /// Appends one option reply.
@@ -478,9 +432,7 @@ fn reply(out: &mut Vec<u8>, option: u32, kind: Rep, parts: &[&[u8]]) {
         magic: OPTION_REPLY_MAGIC.into(),
         option: option.into(),
         kind: (kind as u32).into(),
-        length: u32::try_from(length)
-            .expect("replies are made of strings of 4096 bytes")
-            .into(),
+        length: u32::try_from(length).expect("replies are made of strings of 4096 bytes").into(),
     };
     out.extend_from_slice(head.as_bytes());
     parts.iter().for_each(|part| out.extend_from_slice(part));

@@ -17,4 +17,4 @@ pub mod transmit;
 pub mod wire;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;

@@ -3,10 +3,7 @@
 //! Every length is checked by taking it off what is left, never by adding it to where we are, so
 //! no sum can wrap. What does not add up exactly is refused as a whole, before anything is answered.
 
-#![cfg_attr(
-    not(test),
-    deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)
-)]
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 
 use super::wire::STRING_MAX;
 use zerocopy::FromBytes;
@@ -62,11 +59,7 @@ impl<'a> Rest<'a> {
     }
 
     fn end(&self) -> Result<(), Wrong> {
-        if self.0.is_empty() {
-            Ok(())
-        } else {
-            Err(Wrong::Long)
-        }
+        if self.0.is_empty() { Ok(()) } else { Err(Wrong::Long) }
     }
 }
 
@@ -162,10 +155,7 @@ mod tests {
     #[test]
     fn too_many_queries_is_its_own_answer() {
         let queries = vec![String::new(); 257];
-        assert_eq!(
-            Meta::parse(&meta("x", &queries)),
-            Err(Wrong::TooManyQueries)
-        );
+        assert_eq!(Meta::parse(&meta("x", &queries)), Err(Wrong::TooManyQueries));
         assert!(Meta::parse(&meta("x", &queries[..256])).is_ok());
     }
 

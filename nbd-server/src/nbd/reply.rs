@@ -3,10 +3,7 @@
 //! Only heads are made here. The data of a `READ` stays in the buffer it was read into, and leaves
 //! behind its head in one send.
 
-#![cfg_attr(
-    not(test),
-    deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)
-)]
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 
 use super::facts::Context;
 use super::wire::*;
@@ -31,11 +28,7 @@ pub enum Last {
 
 impl Style {
     pub fn of(structured: bool) -> Style {
-        if structured {
-            Style::Structured
-        } else {
-            Style::Simple
-        }
+        if structured { Style::Structured } else { Style::Simple }
     }
 
     /// Success of anything that returns nothing. Sixteen bytes in both styles.
@@ -73,9 +66,7 @@ pub fn simple(out: &mut Vec<u8>, cookie: u64, error: u32) {
 /// Head of `length` bytes of data, which follow it.
 pub fn data(out: &mut Vec<u8>, cookie: u64, offset: u64, length: u32, last: Last) {
     debug_assert!(length > 0, "a content chunk has content");
-    let body = length
-        .checked_add(8)
-        .expect("a chunk is far shorter than 4 GiB");
+    let body = length.checked_add(8).expect("a chunk is far shorter than 4 GiB");
     chunk(out, cookie, Chunk::OffsetData, body, last);
     out.extend_from_slice(&offset.to_be_bytes());
 }
@@ -83,17 +74,8 @@ pub fn data(out: &mut Vec<u8>, cookie: u64, offset: u64, length: u32, last: Last
 /// `length` bytes that read as zeroes.
 pub fn hole(out: &mut Vec<u8>, cookie: u64, offset: u64, length: u32, last: Last) {
     debug_assert!(length > 0, "a content chunk has content");
-    let body = HoleBody {
-        offset: offset.into(),
-        size: length.into(),
-    };
-    chunk(
-        out,
-        cookie,
-        Chunk::OffsetHole,
-        short(body.as_bytes().len()),
-        last,
-    );
+    let body = HoleBody { offset: offset.into(), size: length.into() };
+    chunk(out, cookie, Chunk::OffsetHole, short(body.as_bytes().len()), last);
     out.extend_from_slice(body.as_bytes());
 }
 
@@ -105,13 +87,8 @@ pub fn none(out: &mut Vec<u8>, cookie: u64) {
 /// A read failed at `offset`; what was sent before it is good. The reply goes on to [`none`].
 pub fn error_at(out: &mut Vec<u8>, cookie: u64, error: Errno, text: &str, offset: u64) {
     let text = cut(text);
-    let body = ErrorBody {
-        error: (error as u32).into(),
-        text_length: tiny(text.len()).into(),
-    };
-    let length = size_of::<ErrorBody>()
-        .saturating_add(text.len())
-        .saturating_add(8);
+    let body = ErrorBody { error: (error as u32).into(), text_length: tiny(text.len()).into() };
+    let length = size_of::<ErrorBody>().saturating_add(text.len()).saturating_add(8);
     chunk(out, cookie, Chunk::ErrorOffset, short(length), Last::No);
     out.extend_from_slice(body.as_bytes());
     out.extend_from_slice(text.as_bytes());
@@ -135,10 +112,7 @@ pub fn status(
 
 fn error_chunk(out: &mut Vec<u8>, cookie: u64, error: Errno, text: &str) {
     let text = cut(text);
-    let body = ErrorBody {
-        error: (error as u32).into(),
-        text_length: tiny(text.len()).into(),
-    };
+    let body = ErrorBody { error: (error as u32).into(), text_length: tiny(text.len()).into() };
     let length = size_of::<ErrorBody>().saturating_add(text.len());
     chunk(out, cookie, Chunk::Error, short(length), Last::Yes);
     out.extend_from_slice(body.as_bytes());
@@ -192,14 +166,7 @@ mod tests {
             style.done(&mut out, u64::MAX);
             assert_eq!(out.len(), 16);
             let cookie = u64::MAX;
-            assert_eq!(
-                read(&out),
-                [Frame::Simple {
-                    error: 0,
-                    cookie,
-                    data: Vec::new()
-                }]
-            );
+            assert_eq!(read(&out), [Frame::Simple { error: 0, cookie, data: Vec::new() }]);
         }
     }
 
@@ -215,28 +182,12 @@ mod tests {
         let mut out = Vec::new();
         data(&mut out, 9, 4096, 3, Last::No);
         out.extend_from_slice(b"abc");
-        error_at(
-            &mut out,
-            9,
-            Errno::Io,
-            "sum of dev1 sector 8 is wrong",
-            4099,
-        );
+        error_at(&mut out, 9, Errno::Io, "sum of dev1 sector 8 is wrong", 4099);
         none(&mut out, 9);
         let text = "sum of dev1 sector 8 is wrong".to_owned();
         let frames = [
-            Frame::Data {
-                cookie: 9,
-                offset: 4096,
-                data: b"abc".to_vec(),
-                done: false,
-            },
-            Frame::ErrorAt {
-                cookie: 9,
-                error: 5,
-                text,
-                offset: 4099,
-            },
+            Frame::Data { cookie: 9, offset: 4096, data: b"abc".to_vec(), done: false },
+            Frame::ErrorAt { cookie: 9, error: 5, text, offset: 4099 },
             Frame::None { cookie: 9 },
         ];
         assert_eq!(read(&out), frames);
@@ -247,29 +198,13 @@ mod tests {
         let mut out = Vec::new();
         hole(&mut out, 1, 512, 4096, Last::No);
         let extents = [
-            StatusExtent {
-                length: 512.into(),
-                flags: 3.into(),
-            },
-            StatusExtent {
-                length: 1024.into(),
-                flags: 0.into(),
-            },
+            StatusExtent { length: 512.into(), flags: 3.into() },
+            StatusExtent { length: 1024.into(), flags: 0.into() },
         ];
         status(&mut out, 2, Context::BaseAllocation, &extents, Last::Yes);
         let frames = [
-            Frame::Hole {
-                cookie: 1,
-                offset: 512,
-                length: 4096,
-                done: false,
-            },
-            Frame::Status {
-                cookie: 2,
-                id: 1,
-                extents: vec![(512, 3), (1024, 0)],
-                done: true,
-            },
+            Frame::Hole { cookie: 1, offset: 512, length: 4096, done: false },
+            Frame::Status { cookie: 2, id: 1, extents: vec![(512, 3), (1024, 0)], done: true },
         ];
         assert_eq!(read(&out), frames);
     }

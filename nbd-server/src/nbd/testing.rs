@@ -36,30 +36,18 @@ pub(crate) fn facts(name: &str) -> Facts {
 impl Shelf {
     pub(crate) fn new() -> Shelf {
         let exports = vec![facts("disk"), facts("other")];
-        Shelf {
-            exports,
-            listing: true,
-            stopping: false,
-        }
+        Shelf { exports, listing: true, stopping: false }
     }
 }
 
 impl Catalog for Shelf {
     fn find(&self, name: &str) -> Option<Facts> {
-        let name = if name.is_empty() || name == "alias" {
-            "disk"
-        } else {
-            name
-        };
-        self.exports
-            .iter()
-            .find(|facts| facts.name == name)
-            .cloned()
+        let name = if name.is_empty() || name == "alias" { "disk" } else { name };
+        self.exports.iter().find(|facts| facts.name == name).cloned()
     }
     fn list(&self) -> Option<Vec<(String, Option<String>)>> {
         let told = |f: &Facts| (f.name.clone(), f.description.clone());
-        self.listing
-            .then(|| self.exports.iter().map(told).collect())
+        self.listing.then(|| self.exports.iter().map(told).collect())
     }
     fn stopping(&self) -> bool {
         self.stopping
@@ -68,11 +56,8 @@ impl Catalog for Shelf {
 
 pub(crate) fn option(option: u32, data: &[u8]) -> Vec<u8> {
     let length = u32::try_from(data.len()).unwrap();
-    let head = OptionRequest {
-        magic: OPTION_MAGIC.into(),
-        option: option.into(),
-        length: length.into(),
-    };
+    let head =
+        OptionRequest { magic: OPTION_MAGIC.into(), option: option.into(), length: length.into() };
     [head.as_bytes(), data].concat()
 }
 
@@ -90,9 +75,7 @@ pub(crate) fn go_data(name: &str, asked: &[u16]) -> Vec<u8> {
 pub(crate) fn meta_data(name: &str, queries: &[&str]) -> Vec<u8> {
     let mut data = string(name.as_bytes());
     data.extend(u32::try_from(queries.len()).unwrap().to_be_bytes());
-    queries
-        .iter()
-        .for_each(|q| data.extend(string(q.as_bytes())));
+    queries.iter().for_each(|q| data.extend(string(q.as_bytes())));
     data
 }
 
@@ -113,17 +96,10 @@ pub(crate) fn answers(mut bytes: &[u8]) -> Vec<Answer> {
         let (data, rest) = rest.split_at(head.length.get() as usize);
         bytes = rest;
         if head.kind.get() >> 31 == 1 {
-            assert!(
-                !data.is_empty() && data.len() <= STRING_MAX,
-                "an error explains itself"
-            );
+            assert!(!data.is_empty() && data.len() <= STRING_MAX, "an error explains itself");
             str::from_utf8(data).expect("error texts are UTF-8");
         }
-        all.push(Answer {
-            option: head.option.get(),
-            kind: head.kind.get(),
-            data: data.to_vec(),
-        });
+        all.push(Answer { option: head.option.get(), kind: head.kind.get(), data: data.to_vec() });
     }
     all
 }
@@ -166,10 +142,7 @@ pub(crate) fn negotiate(shelf: &Shelf, name: &str, structured: bool) -> Negotiat
     let mut bytes = ClientFlags::all().bits().to_be_bytes().to_vec();
     if structured {
         bytes.extend(option(option::STRUCTURED_REPLY, &[]));
-        bytes.extend(option(
-            option::SET_META_CONTEXT,
-            &meta_data(name, &["base:allocation"]),
-        ));
+        bytes.extend(option(option::SET_META_CONTEXT, &meta_data(name, &["base:allocation"])));
     }
     bytes.extend(option(option::GO, &go_data(name, &[info::BLOCK_SIZE])));
     match handshake(&bytes, usize::MAX >> 1, shelf) {
@@ -193,50 +166,19 @@ pub(crate) fn request(flags: u16, kind: u16, cookie: u64, offset: u64, length: u
 /// One reply frame of the transmission phase.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Frame {
-    Simple {
-        error: u32,
-        cookie: u64,
-        data: Vec<u8>,
-    },
-    None {
-        cookie: u64,
-    },
-    Data {
-        cookie: u64,
-        offset: u64,
-        data: Vec<u8>,
-        done: bool,
-    },
-    Hole {
-        cookie: u64,
-        offset: u64,
-        length: u32,
-        done: bool,
-    },
-    Status {
-        cookie: u64,
-        id: u32,
-        extents: Vec<(u32, u32)>,
-        done: bool,
-    },
-    Error {
-        cookie: u64,
-        error: u32,
-        text: String,
-    },
-    ErrorAt {
-        cookie: u64,
-        error: u32,
-        text: String,
-        offset: u64,
-    },
+    Simple { error: u32, cookie: u64, data: Vec<u8> },
+    None { cookie: u64 },
+    Data { cookie: u64, offset: u64, data: Vec<u8>, done: bool },
+    Hole { cookie: u64, offset: u64, length: u32, done: bool },
+    Status { cookie: u64, id: u32, extents: Vec<(u32, u32)>, done: bool },
+    Error { cookie: u64, error: u32, text: String },
+    ErrorAt { cookie: u64, error: u32, text: String, offset: u64 },
 }
 
 const ERRNOS: [u32; 8] = [1, 5, 12, 22, 28, 75, 95, 108];
 
 /// Takes one frame off the front; `simple_data` is what a successful simple reply to this cookie
 /// carries. Whatever breaks a rule of the protocol panics.
-#[expect(clippy::too_many_lines, reason = "one arm per chunk type, flat")]
 pub(crate) fn frame(bytes: &mut &[u8], simple_data: impl Fn(u64) -> usize) -> Frame {
     let take = |bytes: &mut &[u8], n: usize| {
         let (head, rest) = bytes.split_at(n);
@@ -249,11 +191,7 @@ pub(crate) fn frame(bytes: &mut &[u8], simple_data: impl Fn(u64) -> usize) -> Fr
         let (error, cookie) = (head.error.get(), head.cookie.get());
         assert!(error == 0 || ERRNOS.contains(&error), "errno {error}");
         let data = take(bytes, if error == 0 { simple_data(cookie) } else { 0 });
-        return Frame::Simple {
-            error,
-            cookie,
-            data,
-        };
+        return Frame::Simple { error, cookie, data };
     }
     let (head, rest) = ChunkHead::read_from_prefix(bytes).expect("a whole chunk head");
     *bytes = rest;
@@ -274,54 +212,28 @@ pub(crate) fn frame(bytes: &mut &[u8], simple_data: impl Fn(u64) -> usize) -> Fr
         }
         1 => {
             assert!(body.len() > 8, "a content chunk has content");
-            Frame::Data {
-                cookie,
-                offset: u64_at(0),
-                data: body[8..].to_vec(),
-                done,
-            }
+            Frame::Data { cookie, offset: u64_at(0), data: body[8..].to_vec(), done }
         }
         2 => {
             assert!(body.len() == 12 && u32_at(8) > 0);
-            Frame::Hole {
-                cookie,
-                offset: u64_at(0),
-                length: u32_at(8),
-                done,
-            }
+            Frame::Hole { cookie, offset: u64_at(0), length: u32_at(8), done }
         }
         5 => {
             assert!(body.len() >= 12 && body.len() % 8 == 4);
-            let extents: Vec<_> = (4..body.len())
-                .step_by(8)
-                .map(|at| (u32_at(at), u32_at(at + 4)))
-                .collect();
+            let extents: Vec<_> =
+                (4..body.len()).step_by(8).map(|at| (u32_at(at), u32_at(at + 4))).collect();
             assert!(extents.iter().all(|e| e.0 > 0) && extents.len() <= 8192);
-            Frame::Status {
-                cookie,
-                id: u32_at(0),
-                extents,
-                done,
-            }
+            Frame::Status { cookie, id: u32_at(0), extents, done }
         }
         0x8001 => {
             let len = usize::from(u16::from_be_bytes(body[4..6].try_into().unwrap()));
             assert!(ERRNOS.contains(&u32_at(0)) && body.len() == 6 + len && done);
-            Frame::Error {
-                cookie,
-                error: u32_at(0),
-                text: text(len),
-            }
+            Frame::Error { cookie, error: u32_at(0), text: text(len) }
         }
         0x8002 => {
             let len = usize::from(u16::from_be_bytes(body[4..6].try_into().unwrap()));
             assert!(ERRNOS.contains(&u32_at(0)) && body.len() == 14 + len && !done);
-            Frame::ErrorAt {
-                cookie,
-                error: u32_at(0),
-                text: text(len),
-                offset: u64_at(6 + len),
-            }
+            Frame::ErrorAt { cookie, error: u32_at(0), text: text(len), offset: u64_at(6 + len) }
         }
         kind => panic!("chunk type {kind}"),
     }

@@ -14,10 +14,7 @@
 //! - Each request yields exactly one event, or the connection closes.
 //! - How the bytes are cut on their way does not change the events.
 
-#![cfg_attr(
-    not(test),
-    deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)
-)]
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 
 #[cfg(test)]
 mod tests;
@@ -128,18 +125,11 @@ enum State {
     Ended(Event),
 }
 
-const EMPTY: State = State::Head {
-    head: [0; 28],
-    have: 0,
-};
+const EMPTY: State = State::Head { head: [0; 28], have: 0 };
 
 impl Transmission {
     pub fn new(agreed: Negotiated) -> Transmission {
-        Transmission {
-            agreed,
-            state: EMPTY,
-            stopping: false,
-        }
+        Transmission { agreed, state: EMPTY, stopping: false }
     }
 
     /// What was negotiated.
@@ -212,11 +202,7 @@ impl Transmission {
         if raw.kind == command::DISC {
             return Some(self.end(Event::Disconnect)); // whatever its other fields say
         }
-        let payload = if raw.kind == command::WRITE {
-            length
-        } else {
-            0
-        };
+        let payload = if raw.kind == command::WRITE { length } else { 0 };
         let told = u64::from(self.agreed.facts.payload_max);
         if u64::from(payload) > told.saturating_mul(2).max(PAYLOAD_HARD_MIN) {
             return Some(self.end(Event::Close(Close::PayloadTooLong(length))));
@@ -224,18 +210,11 @@ impl Transmission {
         match self.check(raw) {
             Ok(request) => Some(Event::Execute(request)),
             Err((error, text)) => {
-                let refusal = Refusal {
-                    cookie: raw.cookie.get(),
-                    error,
-                    text,
-                };
+                let refusal = Refusal { cookie: raw.cookie.get(), error, text };
                 if payload == 0 {
                     return Some(Event::Refuse(refusal));
                 }
-                self.state = State::Eat {
-                    left: payload,
-                    refusal,
-                };
+                self.state = State::Eat { left: payload, refusal };
                 None
             }
         }
@@ -257,13 +236,7 @@ impl Transmission {
             command,
             Command::Write { .. } | Command::Trim { .. } | Command::WriteZeroes { .. }
         );
-        if changes
-            && self
-                .agreed
-                .facts
-                .flags
-                .contains(TransmissionFlags::READ_ONLY)
-        {
+        if changes && self.agreed.facts.flags.contains(TransmissionFlags::READ_ONLY) {
             return Err((Errno::Perm, "the export is read-only"));
         }
         self.range(command, offset, length)?;
@@ -277,12 +250,7 @@ impl Transmission {
             Command::Read { .. } if long && !self.agreed.structured => {
                 Err((Errno::Inval, "too long for a simple reply"))
             }
-            _ => Ok(Request {
-                cookie: raw.cookie.get(),
-                command,
-                offset,
-                length,
-            }),
+            _ => Ok(Request { cookie: raw.cookie.get(), command, offset, length }),
         }
     }
 
@@ -295,10 +263,7 @@ impl Transmission {
         // FUA is legal on everything once it was offered, and means nothing on most.
         let offered = |flag: F, when: bool| if when { flag } else { F::empty() };
         let fua = offered(F::FUA, can.contains(TransmissionFlags::SEND_FUA));
-        let fast = offered(
-            F::FAST_ZERO,
-            can.contains(TransmissionFlags::SEND_FAST_ZERO),
-        );
+        let fast = offered(F::FAST_ZERO, can.contains(TransmissionFlags::SEND_FAST_ZERO));
         let df = offered(F::DF, self.agreed.structured);
         let legal = match raw.kind.get() {
             command::READ => df,
@@ -313,9 +278,7 @@ impl Transmission {
         let read_only = can.contains(TransmissionFlags::READ_ONLY);
         let fua = flags.contains(F::FUA);
         Ok(match raw.kind.get() {
-            command::READ => Command::Read {
-                whole: flags.contains(F::DF),
-            },
+            command::READ => Command::Read { whole: flags.contains(F::DF) },
             command::WRITE => Command::Write { fua },
             command::FLUSH if raw.offset != 0 || raw.length != 0 => {
                 return Err((Errno::Inval, "FLUSH has neither offset nor length"));
@@ -334,9 +297,7 @@ impl Transmission {
             _ if self.agreed.contexts.is_empty() => {
                 return Err((Errno::Inval, "no metadata context was negotiated"));
             }
-            _ => Command::BlockStatus {
-                one: flags.contains(F::REQ_ONE),
-            },
+            _ => Command::BlockStatus { one: flags.contains(F::REQ_ONE) },
         })
     }
 

@@ -8,11 +8,8 @@ const FLAGS: [u8; 4] = [0, 0, 0, 3];
 
 /// Flags and options, all at once.
 fn talk(options: &[Vec<u8>]) -> (Vec<Answer>, End) {
-    let (out, end, _) = handshake(
-        &[&FLAGS[..], &options.concat()].concat(),
-        1 << 20,
-        &Shelf::new(),
-    );
+    let (out, end, _) =
+        handshake(&[&FLAGS[..], &options.concat()].concat(), 1 << 20, &Shelf::new());
     (answers(&out), end)
 }
 
@@ -63,10 +60,7 @@ fn info(data: &[u8]) -> Vec<u8> {
 fn unknown_client_flag_closes() {
     let (out, end, _) = handshake(&[0, 0, 0, 7], 4, &Shelf::new());
     assert!(out.is_empty());
-    assert!(
-        matches!(end, End::Closed(Close::UnknownClientFlags(7))),
-        "{end:?}"
-    );
+    assert!(matches!(end, End::Closed(Close::UnknownClientFlags(7))), "{end:?}");
 }
 
 #[test]
@@ -74,10 +68,7 @@ fn client_flags_zero_then_list_closes() {
     let bytes = [&[0; 4][..], &option(option::LIST, &[])].concat();
     let (out, end, _) = handshake(&bytes, 64, &Shelf::new());
     assert!(out.is_empty());
-    assert!(
-        matches!(end, End::Closed(Close::NotFixedNewstyle(3))),
-        "{end:?}"
-    );
+    assert!(matches!(end, End::Closed(Close::NotFixedNewstyle(3))), "{end:?}");
 }
 
 #[test]
@@ -94,22 +85,13 @@ fn unknown_option_with_data_is_unsup() {
 
 #[test]
 fn peek_export_and_extended_headers_are_unsup() {
-    assert_eq!(
-        kinds(&[option(4, b"disk"), option(11, &[])]),
-        [UNSUP, UNSUP]
-    );
+    assert_eq!(kinds(&[option(4, b"disk"), option(11, &[])]), [UNSUP, UNSUP]);
 }
 
 #[test]
 fn a_mebibyte_on_an_unknown_option_is_drained_and_too_big() {
-    assert_eq!(
-        kinds(&[option(4242, &vec![1; 1 << 20]), structured()]),
-        [TOO_BIG, ACK]
-    );
-    assert_eq!(
-        kinds(&[option(4242, &vec![1; 64 << 10]), structured()]),
-        [UNSUP, ACK]
-    );
+    assert_eq!(kinds(&[option(4242, &vec![1; 1 << 20]), structured()]), [TOO_BIG, ACK]);
+    assert_eq!(kinds(&[option(4242, &vec![1; 64 << 10]), structured()]), [UNSUP, ACK]);
     assert!(matches!(
         closed(&[option(4242, &vec![1; (1 << 20) + 1])]),
         Close::OptionTooLong { .. }
@@ -120,13 +102,7 @@ fn a_mebibyte_on_an_unknown_option_is_drained_and_too_big() {
 fn option_length_all_ones_closes() {
     let mut bad = option(option::LIST, &[]);
     bad[12..16].fill(0xff);
-    assert!(matches!(
-        closed(&[bad]),
-        Close::OptionTooLong {
-            option: 3,
-            length: u32::MAX
-        }
-    ));
+    assert!(matches!(closed(&[bad]), Close::OptionTooLong { option: 3, length: u32::MAX }));
 }
 
 #[test]
@@ -149,18 +125,12 @@ fn list_raises_the_option_limit_once_by_sixteen_per_export() {
 
 #[test]
 fn list_with_data_is_invalid() {
-    assert_eq!(
-        kinds(&[option(option::LIST, b"x"), structured()]),
-        [INVALID, ACK]
-    );
+    assert_eq!(kinds(&[option(option::LIST, b"x"), structured()]), [INVALID, ACK]);
 }
 
 #[test]
 fn starttls_with_data_is_invalid() {
-    assert_eq!(
-        kinds(&[option(option::STARTTLS, b"x"), structured()]),
-        [INVALID, ACK]
-    );
+    assert_eq!(kinds(&[option(option::STARTTLS, b"x"), structured()]), [INVALID, ACK]);
 }
 
 #[test]
@@ -180,10 +150,7 @@ fn abort_with_data_is_acknowledged() {
 
 #[test]
 fn starttls_without_tls_is_policy() {
-    assert_eq!(
-        kinds(&[option(option::STARTTLS, &[]), structured()]),
-        [POLICY, ACK]
-    );
+    assert_eq!(kinds(&[option(option::STARTTLS, &[]), structured()]), [POLICY, ACK]);
 }
 
 #[test]
@@ -201,25 +168,15 @@ fn info_name_length_beyond_the_data_is_invalid() {
     for length in [5_u32, 7, 0x7fff_ffff, u32::MAX - 5, u32::MAX] {
         let mut data = go_data("disk", &[]);
         data[..4].copy_from_slice(&length.to_be_bytes());
-        assert_eq!(
-            kinds(&[info(&data), structured()]),
-            [INVALID, ACK],
-            "{length}"
-        );
+        assert_eq!(kinds(&[info(&data), structured()]), [INVALID, ACK], "{length}");
     }
 }
 
 #[test]
 fn info_name_of_4097_bytes_is_invalid_and_of_4096_is_only_unknown() {
     let long = "x".repeat(4097);
-    assert_eq!(
-        kinds(&[info(&go_data(&long, &[])), structured()]),
-        [INVALID, ACK]
-    );
-    assert_eq!(
-        kinds(&[info(&go_data(&long[1..], &[])), structured()]),
-        [UNKNOWN, ACK]
-    );
+    assert_eq!(kinds(&[info(&go_data(&long, &[])), structured()]), [INVALID, ACK]);
+    assert_eq!(kinds(&[info(&go_data(&long[1..], &[])), structured()]), [UNKNOWN, ACK]);
 }
 
 #[test]
@@ -227,20 +184,13 @@ fn info_count_mismatch_is_invalid() {
     for count in [0_u16, 1, 3, u16::MAX] {
         let mut data = go_data("disk", &[0, 1]);
         data[8..10].copy_from_slice(&count.to_be_bytes());
-        assert_eq!(
-            kinds(&[info(&data), structured()]),
-            [INVALID, ACK],
-            "{count}"
-        );
+        assert_eq!(kinds(&[info(&data), structured()]), [INVALID, ACK], "{count}");
     }
 }
 
 #[test]
 fn info_name_with_nul_is_invalid() {
-    assert_eq!(
-        kinds(&[info(&go_data("di\0k", &[])), structured()]),
-        [INVALID, ACK]
-    );
+    assert_eq!(kinds(&[info(&go_data("di\0k", &[])), structured()]), [INVALID, ACK]);
 }
 
 #[test]
@@ -251,46 +201,24 @@ fn info_name_not_utf8_is_invalid() {
 
 #[test]
 fn info_duplicate_or_unknown_types_are_accepted_and_answered_once() {
-    let asked = [
-        info::NAME,
-        4242,
-        info::NAME,
-        info::BLOCK_SIZE,
-        info::BLOCK_SIZE,
-        info::EXPORT,
-    ];
+    let asked = [info::NAME, 4242, info::NAME, info::BLOCK_SIZE, info::BLOCK_SIZE, info::EXPORT];
     let (answers, end) = talk(&[info(&go_data("disk", &asked))]);
     assert!(matches!(end, End::Open));
-    let told: Vec<_> = answers[..answers.len() - 1]
-        .iter()
-        .map(|a| a.data[..2].to_vec())
-        .collect();
+    let told: Vec<_> = answers[..answers.len() - 1].iter().map(|a| a.data[..2].to_vec()).collect();
     assert_eq!(told, [[0, 0], [0, 1], [0, 3]]);
     assert_eq!(answers.last().unwrap().kind, ACK);
 }
 
 #[test]
 fn export_name_unknown_closes() {
-    assert_eq!(
-        closed(&[option(option::EXPORT_NAME, b"nosuch")]),
-        Close::NoSuchExport
-    );
-    assert_eq!(
-        closed(&[option(option::EXPORT_NAME, &[0xff])]),
-        Close::NoSuchExport
-    );
+    assert_eq!(closed(&[option(option::EXPORT_NAME, b"nosuch")]), Close::NoSuchExport);
+    assert_eq!(closed(&[option(option::EXPORT_NAME, &[0xff])]), Close::NoSuchExport);
 }
 
 #[test]
 fn export_name_of_4097_bytes_closes() {
     let long = option(option::EXPORT_NAME, &[b'x'; 4097]);
-    assert!(matches!(
-        closed(&[long]),
-        Close::OptionTooLong {
-            option: 1,
-            length: 4097
-        }
-    ));
+    assert!(matches!(closed(&[long]), Close::OptionTooLong { option: 1, length: 4097 }));
 }
 
 #[test]
@@ -300,20 +228,13 @@ fn list_meta_before_structured_replies_is_answered() {
 
 #[test]
 fn set_meta_before_structured_replies_is_invalid() {
-    assert_eq!(
-        kinds(&[set_meta("disk", &["base:allocation"]), structured()]),
-        [INVALID, ACK]
-    );
+    assert_eq!(kinds(&[set_meta("disk", &["base:allocation"]), structured()]), [INVALID, ACK]);
 }
 
 #[test]
 fn set_meta_of_wildcards_and_unknown_names_selects_nothing() {
     for query in ["base:", "base:nosuch", "nocolon", "x-foo:bar", ":", ""] {
-        assert_eq!(
-            kinds(&[structured(), set_meta("disk", &[query])]),
-            [ACK, ACK],
-            "{query}"
-        );
+        assert_eq!(kinds(&[structured(), set_meta("disk", &[query])]), [ACK, ACK], "{query}");
     }
 }
 
@@ -345,11 +266,7 @@ fn set_meta_query_length_overflow_is_invalid() {
 
 #[test]
 fn set_meta_unknown_export_is_unknown() {
-    let options = [
-        structured(),
-        set_meta("nosuch", &["base:allocation"]),
-        structured(),
-    ];
+    let options = [structured(), set_meta("nosuch", &["base:allocation"]), structured()];
     assert_eq!(kinds(&options), [ACK, UNKNOWN, ACK]);
 }
 
@@ -357,35 +274,22 @@ fn set_meta_unknown_export_is_unknown() {
 fn two_options_pipelined_are_answered_in_order() {
     let (answers, _) = talk(&[option(4242, &[]), option(option::LIST, &[]), structured()]);
     let order: Vec<_> = answers.iter().map(|a| (a.option, a.kind)).collect();
-    assert_eq!(
-        order,
-        [(4242, UNSUP), (3, SERVER), (3, SERVER), (3, ACK), (8, ACK)]
-    );
+    assert_eq!(order, [(4242, UNSUP), (3, SERVER), (3, SERVER), (3, ACK), (8, ACK)]);
 }
 
 // ---- What the options promise beyond the table. ----
 
 #[test]
 fn go_ends_the_handshake_without_padding_and_leaves_the_first_request() {
-    let bytes = [
-        &FLAGS[..],
-        &option(option::GO, &go_data("", &[])),
-        b"first request",
-    ]
-    .concat();
+    let bytes = [&FLAGS[..], &option(option::GO, &go_data("", &[])), b"first request"].concat();
     let (out, end, left) = handshake(&bytes, bytes.len(), &Shelf::new());
     assert_eq!(left, b"first request");
-    let End::Agreed(agreed) = end else {
-        panic!("{end:?}")
-    };
+    let End::Agreed(agreed) = end else { panic!("{end:?}") };
     assert_eq!(agreed.facts.name, "disk");
     assert!(!agreed.structured && !agreed.block_size_asked);
     let answers = answers(&out);
     // The default export was reached by another name than its own, so NAME is told unasked.
-    let told: Vec<_> = answers
-        .iter()
-        .map(|a| (a.kind, a.data.first_chunk().copied()))
-        .collect();
+    let told: Vec<_> = answers.iter().map(|a| (a.kind, a.data.first_chunk().copied())).collect();
     let info = |kind: u8| (INFO, Some([0, kind]));
     assert_eq!(told, [info(0), info(1), info(3), (ACK, None)]);
     assert_eq!(answers[1].data[2..], *b"disk");
@@ -395,10 +299,7 @@ fn go_ends_the_handshake_without_padding_and_leaves_the_first_request() {
 fn go_with_zero_information_requests_is_never_locked_out() {
     let (answers, end) = talk(&[option(option::GO, &go_data("disk", &[]))]);
     assert!(matches!(end, End::Agreed(_)), "{end:?}");
-    let sizes = answers
-        .iter()
-        .find(|a| a.data.starts_with(&[0, 3]))
-        .expect("block sizes");
+    let sizes = answers.iter().find(|a| a.data.starts_with(&[0, 3])).expect("block sizes");
     assert_eq!(sizes.data, [0, 3, 0, 0, 2, 0, 0, 0, 0x10, 0, 4, 0, 0, 0]);
 }
 
@@ -406,9 +307,7 @@ fn go_with_zero_information_requests_is_never_locked_out() {
 fn info_then_go_tell_the_same() {
     let data = go_data("alias", &[info::NAME, info::DESCRIPTION, info::BLOCK_SIZE]);
     let (answers, end) = talk(&[structured(), info(&data), option(option::GO, &data)]);
-    let End::Agreed(agreed) = end else {
-        panic!("{end:?}")
-    };
+    let End::Agreed(agreed) = end else { panic!("{end:?}") };
     assert!(agreed.block_size_asked && agreed.structured);
     let told = |option| {
         let mine = answers.iter().filter(move |a| a.option == option);
@@ -422,10 +321,7 @@ fn info_then_go_tell_the_same() {
 fn df_is_offered_with_structured_replies_only() {
     let flags = |options: &[Vec<u8>]| {
         let (answers, _) = talk(options);
-        let export = answers
-            .into_iter()
-            .find(|a| a.data.starts_with(&[0, 0]))
-            .unwrap();
+        let export = answers.into_iter().find(|a| a.data.starts_with(&[0, 0])).unwrap();
         let raw = u16::from_be_bytes(export.data[10..12].try_into().unwrap());
         TransmissionFlags::from_bits(raw).unwrap()
     };
@@ -439,12 +335,7 @@ fn df_is_offered_with_structured_replies_only() {
 #[test]
 fn export_name_answers_with_or_without_zeroes() {
     for (flags, padding) in [(0_u8, 124), (1, 124), (3, 0), (2, 0)] {
-        let bytes = [
-            &[0, 0, 0, flags][..],
-            &option(option::EXPORT_NAME, b"disk"),
-            b"req",
-        ]
-        .concat();
+        let bytes = [&[0, 0, 0, flags][..], &option(option::EXPORT_NAME, b"disk"), b"req"].concat();
         let (out, end, left) = handshake(&bytes, bytes.len(), &Shelf::new());
         assert!(matches!(end, End::Agreed(_)), "{end:?}");
         assert_eq!(out.len(), 10 + padding);
@@ -463,44 +354,16 @@ fn contexts_count_for_the_export_they_were_selected_for() {
     let go = |name| option(option::GO, &go_data(name, &[]));
     let set = |name, queries: &[&str]| set_meta(name, queries);
     let base = &["base:allocation"][..];
-    assert_eq!(
-        contexts(&[structured(), set("disk", base), go("disk")]),
-        Context::ALL
-    );
-    assert_eq!(
-        contexts(&[structured(), set("disk", base), go("alias")]),
-        Context::ALL
-    );
-    assert_eq!(
-        contexts(&[structured(), set("", base), go("disk")]),
-        Context::ALL
-    );
-    assert_eq!(
-        contexts(&[structured(), set("disk", base), go("other")]),
-        []
-    );
+    assert_eq!(contexts(&[structured(), set("disk", base), go("disk")]), Context::ALL);
+    assert_eq!(contexts(&[structured(), set("disk", base), go("alias")]), Context::ALL);
+    assert_eq!(contexts(&[structured(), set("", base), go("disk")]), Context::ALL);
+    assert_eq!(contexts(&[structured(), set("disk", base), go("other")]), []);
     // Replaced by the next selection, even by one that fails.
-    let twice = [
-        structured(),
-        set("disk", base),
-        set("nosuch", base),
-        go("disk"),
-    ];
+    let twice = [structured(), set("disk", base), set("nosuch", base), go("disk")];
     assert_eq!(contexts(&twice), []);
-    assert_eq!(
-        contexts(&[
-            structured(),
-            set("disk", base),
-            set("disk", &[]),
-            go("disk")
-        ]),
-        []
-    );
+    assert_eq!(contexts(&[structured(), set("disk", base), set("disk", &[]), go("disk")]), []);
     let too_big = option(option::SET_META_CONTEXT, &vec![0; 100_000]);
-    assert_eq!(
-        contexts(&[structured(), set("disk", base), too_big, go("disk")]),
-        []
-    );
+    assert_eq!(contexts(&[structured(), set("disk", base), too_big, go("disk")]), []);
 }
 
 #[test]
@@ -515,11 +378,7 @@ fn list_meta_knows_wildcards_and_leaves() {
     ] {
         let (answers, _) = talk(&[list_meta("disk", queries)]);
         let want = if found { vec![META, ACK] } else { vec![ACK] };
-        assert_eq!(
-            answers.iter().map(|a| a.kind).collect::<Vec<_>>(),
-            want,
-            "{queries:?}"
-        );
+        assert_eq!(answers.iter().map(|a| a.kind).collect::<Vec<_>>(), want, "{queries:?}");
         if found {
             assert_eq!(answers[0].data, b"\0\0\0\0base:allocation");
         }
@@ -530,10 +389,7 @@ fn list_meta_knows_wildcards_and_leaves() {
 #[test]
 fn too_many_queries_are_too_big() {
     let queries = vec!["base:x"; 257];
-    assert_eq!(
-        kinds(&[structured(), set_meta("disk", &queries)]),
-        [ACK, TOO_BIG]
-    );
+    assert_eq!(kinds(&[structured(), set_meta("disk", &queries)]), [ACK, TOO_BIG]);
 }
 
 #[test]
@@ -542,20 +398,14 @@ fn list_tells_names_and_descriptions_or_refuses_as_configured() {
     assert_eq!(answers[0].data, b"\0\0\0\x04diskabout disk");
     assert_eq!(answers[1].data, b"\0\0\0\x05otherabout other");
     let bytes = [&FLAGS[..], &option(option::LIST, &[])].concat();
-    let shelf = Shelf {
-        listing: false,
-        ..Shelf::new()
-    };
+    let shelf = Shelf { listing: false, ..Shelf::new() };
     let (out, ..) = handshake(&bytes, 64, &shelf);
     assert_eq!(super::super::testing::answers(&out)[0].kind, POLICY);
 }
 
 #[test]
 fn a_stopping_server_agrees_to_nothing_but_abort() {
-    let shelf = Shelf {
-        stopping: true,
-        ..Shelf::new()
-    };
+    let shelf = Shelf { stopping: true, ..Shelf::new() };
     let go = option(option::GO, &go_data("disk", &[]));
     let bytes = [&FLAGS[..], &go, &structured(), &option(option::ABORT, &[])].concat();
     let (out, end, _) = handshake(&bytes, 7, &shelf);
@@ -564,10 +414,7 @@ fn a_stopping_server_agrees_to_nothing_but_abort() {
     assert_eq!(kinds, [SHUTDOWN, SHUTDOWN, ACK]);
     let bytes = [&FLAGS[..], &option(option::EXPORT_NAME, b"disk")].concat();
     let (out, end, _) = handshake(&bytes, 7, &shelf);
-    assert!(
-        out.is_empty() && matches!(end, End::Closed(Close::Stopping)),
-        "{end:?}"
-    );
+    assert!(out.is_empty() && matches!(end, End::Closed(Close::Stopping)), "{end:?}");
 }
 
 #[test]
@@ -585,24 +432,14 @@ fn a_promised_length_reserves_no_memory() {
         };
         machine = next;
     }
-    assert!(
-        machine.held.capacity() < 1024,
-        "{}",
-        machine.held.capacity()
-    );
+    assert!(machine.held.capacity() < 1024, "{}", machine.held.capacity());
 }
 
 // ---- What must hold for any bytes. ----
 
 /// Mostly sensible options, so that the interesting states are reached; some with a byte flipped.
 fn any_option() -> impl Strategy<Value = Vec<u8>> {
-    let name = prop_oneof![
-        Just("disk"),
-        Just(""),
-        Just("alias"),
-        Just("other"),
-        Just("nosuch")
-    ];
+    let name = prop_oneof![Just("disk"), Just(""), Just("alias"), Just("other"), Just("nosuch")];
     let query = prop_oneof![
         Just("base:allocation"),
         Just("base:"),
@@ -616,8 +453,7 @@ fn any_option() -> impl Strategy<Value = Vec<u8>> {
         Just(option(option::STRUCTURED_REPLY, &[])),
         Just(option(option::LIST, &[])),
         Just(option(option::STARTTLS, &[])),
-        name.clone()
-            .prop_map(|name| option(option::EXPORT_NAME, name.as_bytes())),
+        name.clone().prop_map(|name| option(option::EXPORT_NAME, name.as_bytes())),
         (name.clone(), asked.clone()).prop_map(|(n, a)| option(option::INFO, &go_data(n, &a))),
         (name.clone(), asked).prop_map(|(n, a)| option(option::GO, &go_data(n, &a))),
         (9_u32..11, name, queries).prop_map(|(o, n, q)| option(o, &meta_data(n, &q))),
@@ -625,17 +461,15 @@ fn any_option() -> impl Strategy<Value = Vec<u8>> {
             .prop_map(|(o, data)| option(o % 16, &data)),
         Just(option(4242, &[7; 70_000])),
     ];
-    (
-        whole,
-        proptest::option::weighted(0.2, (any::<prop::sample::Index>(), 0_u8..8)),
-    )
-        .prop_map(|(mut bytes, flip)| {
+    (whole, proptest::option::weighted(0.2, (any::<prop::sample::Index>(), 0_u8..8))).prop_map(
+        |(mut bytes, flip)| {
             if let Some((at, bit)) = flip {
                 let at = at.index(bytes.len().min(64));
                 bytes[at] ^= 1 << bit;
             }
             bytes
-        })
+        },
+    )
 }
 
 proptest! {

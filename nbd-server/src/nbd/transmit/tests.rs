@@ -59,12 +59,8 @@ fn events(machine: &mut Transmission, bytes: &[u8], piece: usize) -> Vec<Event> 
 fn judge(mut machine: Transmission, raw: &[u8]) -> Result<Command, Errno> {
     let probe = request(0, command::READ, 77, 4096, 512);
     let events = events(&mut machine, &[raw, &probe].concat(), usize::MAX);
-    let [first, second] = events[..] else {
-        panic!("{events:?}")
-    };
-    let Event::Execute(after) = second else {
-        panic!("out of step: {second:?}")
-    };
+    let [first, second] = events[..] else { panic!("{events:?}") };
+    let Event::Execute(after) = second else { panic!("out of step: {second:?}") };
     assert_eq!((after.cookie, after.offset, after.length), (77, 4096, 512));
     match first {
         Event::Execute(request) => {
@@ -153,20 +149,14 @@ fn trim_cache_and_block_status_past_the_end_are_einval() {
 fn zero_length_is_valid_for_everything_but_block_status() {
     for offset in [0, 1, SIZE] {
         for kind in [0, 1, 4, 5, 6] {
-            assert!(
-                judge(structured(), &bare(kind, offset, 0)).is_ok(),
-                "{kind} at {offset}"
-            );
+            assert!(judge(structured(), &bare(kind, offset, 0)).is_ok(), "{kind} at {offset}");
         }
     }
 }
 
 #[test]
 fn block_status_of_length_zero_is_einval() {
-    assert_eq!(
-        judge(structured(), &bare(command::BLOCK_STATUS, 0, 0)),
-        Err(Errno::Inval)
-    );
+    assert_eq!(judge(structured(), &bare(command::BLOCK_STATUS, 0, 0)), Err(Errno::Inval));
 }
 
 #[test]
@@ -188,10 +178,7 @@ fn read_of_all_ones_is_einval_as_a_simple_reply() {
     let raw = bare(command::READ, 0, u32::MAX);
     assert_eq!(judge(machine(false), &raw), Err(Errno::Inval));
     // Chunks can carry it; one chunk cannot.
-    assert_eq!(
-        judge(machine(true), &raw),
-        Ok(Command::Read { whole: false })
-    );
+    assert_eq!(judge(machine(true), &raw), Ok(Command::Read { whole: false }));
     let whole = req(CommandFlags::DF, command::READ, 0, u32::MAX);
     assert_eq!(judge(machine(true), &whole), Err(Errno::Overflow));
 }
@@ -236,10 +223,7 @@ fn unknown_flag_bits_are_einval() {
     for bit in 6..16 {
         let flag = CommandFlags::from_bits_retain(1 << bit);
         for kind in [0, 4, 5, 6, 7] {
-            assert_eq!(
-                judge(structured(), &req(flag, kind, 0, 512)),
-                Err(Errno::Inval)
-            );
+            assert_eq!(judge(structured(), &req(flag, kind, 0, 512)), Err(Errno::Inval));
         }
     }
 }
@@ -255,12 +239,7 @@ fn payload_len_without_extended_headers_is_einval() {
 #[test]
 fn write_with_unknown_flag_is_einval_and_its_payload_eaten() {
     for length in [0, 1, 511, 70_000] {
-        let raw = req(
-            CommandFlags::from_bits_retain(0x8000),
-            command::WRITE,
-            0,
-            length,
-        );
+        let raw = req(CommandFlags::from_bits_retain(0x8000), command::WRITE, 0, length);
         assert_eq!(judge(plain(), &raw), Err(Errno::Inval));
     }
 }
@@ -287,59 +266,34 @@ fn write_of_length_all_ones_closes() {
 
 #[test]
 fn flush_with_offset_or_length_is_einval() {
-    assert_eq!(
-        judge(plain(), &bare(command::FLUSH, 512, 0)),
-        Err(Errno::Inval)
-    );
-    assert_eq!(
-        judge(plain(), &bare(command::FLUSH, 0, 512)),
-        Err(Errno::Inval)
-    );
-    assert_eq!(
-        judge(plain(), &bare(command::FLUSH, 0, 0)),
-        Ok(Command::Flush)
-    );
+    assert_eq!(judge(plain(), &bare(command::FLUSH, 512, 0)), Err(Errno::Inval));
+    assert_eq!(judge(plain(), &bare(command::FLUSH, 0, 512)), Err(Errno::Inval));
+    assert_eq!(judge(plain(), &bare(command::FLUSH, 0, 0)), Ok(Command::Flush));
 }
 
 #[test]
 fn block_status_without_contexts_is_einval() {
-    assert_eq!(
-        judge(plain(), &bare(command::BLOCK_STATUS, 0, 512)),
-        Err(Errno::Inval)
-    );
+    assert_eq!(judge(plain(), &bare(command::BLOCK_STATUS, 0, 512)), Err(Errno::Inval));
     let mut agreed = negotiate(&Shelf::new(), "disk", true);
     agreed.contexts.clear();
-    let verdict = judge(
-        Transmission::new(agreed),
-        &bare(command::BLOCK_STATUS, 0, 512),
-    );
+    let verdict = judge(Transmission::new(agreed), &bare(command::BLOCK_STATUS, 0, 512));
     assert_eq!(verdict, Err(Errno::Inval));
     let one = req(CommandFlags::REQ_ONE, command::BLOCK_STATUS, 0, 512);
-    assert_eq!(
-        judge(structured(), &one),
-        Ok(Command::BlockStatus { one: true })
-    );
+    assert_eq!(judge(structured(), &one), Ok(Command::BlockStatus { one: true }));
 }
 
 #[test]
 fn resize_and_unknown_commands_are_einval() {
     for kind in [8, 9, 4242, u16::MAX] {
-        assert_eq!(
-            judge(structured(), &bare(kind, 0, 512)),
-            Err(Errno::Inval),
-            "{kind}"
-        );
+        assert_eq!(judge(structured(), &bare(kind, 0, 512)), Err(Errno::Inval), "{kind}");
     }
 }
 
 #[test]
 fn disc_with_nonzero_fields_is_disc() {
     for flags in [0, 1, u16::MAX] {
-        let raw = [
-            &request(flags, command::DISC, 9, 9, 9)[..],
-            b"what follows is nobody's",
-        ]
-        .concat();
+        let raw =
+            [&request(flags, command::DISC, 9, 9, 9)[..], b"what follows is nobody's"].concat();
         let mut machine = plain();
         assert_eq!(events(&mut machine, &raw, 5), [Event::Disconnect]);
         // And that was the end, whatever else comes.
@@ -349,16 +303,9 @@ fn disc_with_nonzero_fields_is_disc() {
 
 #[test]
 fn disc_right_behind_a_read_comes_after_it() {
-    let raw = [
-        bare(command::READ, 0, 512),
-        request(0, command::DISC, 6, 0, 0),
-    ]
-    .concat();
+    let raw = [bare(command::READ, 0, 512), request(0, command::DISC, 6, 0, 0)].concat();
     let events = events(&mut plain(), &raw, usize::MAX);
-    assert!(
-        matches!(events[..], [Event::Execute(_), Event::Disconnect]),
-        "{events:?}"
-    );
+    assert!(matches!(events[..], [Event::Execute(_), Event::Disconnect]), "{events:?}");
 }
 
 #[test]
@@ -376,10 +323,7 @@ fn half_a_header_and_an_eaten_payload_are_inside_a_frame() {
     assert!(machine.inside_a_frame());
     assert_eq!(machine.next(&mut &raw[14..400]), None);
     assert!(machine.inside_a_frame());
-    assert!(matches!(
-        machine.next(&mut &raw[400..]),
-        Some(Event::Refuse(_))
-    ));
+    assert!(matches!(machine.next(&mut &raw[400..]), Some(Event::Refuse(_))));
     assert!(!machine.inside_a_frame());
 }
 
@@ -391,10 +335,7 @@ fn a_read_only_export_refuses_changes_with_eperm_before_looking_at_the_range() {
         assert_eq!(judge(read_only(), &bare(kind, 0, 512)), Err(Errno::Perm));
         assert_eq!(judge(read_only(), &bare(kind, SIZE, 512)), Err(Errno::Perm));
         // FUA was not offered there, and the flags are looked at first.
-        assert_eq!(
-            judge(read_only(), &req(CommandFlags::FUA, kind, 0, 512)),
-            Err(Errno::Inval)
-        );
+        assert_eq!(judge(read_only(), &req(CommandFlags::FUA, kind, 0, 512)), Err(Errno::Inval));
     }
     assert!(judge(read_only(), &bare(command::FLUSH, 0, 0)).is_ok());
     assert!(judge(read_only(), &bare(command::CACHE, 0, 512)).is_ok());
@@ -403,34 +344,16 @@ fn a_read_only_export_refuses_changes_with_eperm_before_looking_at_the_range() {
 #[test]
 fn what_was_not_offered_is_einval() {
     let mut shelf = Shelf::new();
-    shelf.exports[0]
-        .flags
-        .remove(TransmissionFlags::SEND_TRIM | TransmissionFlags::SEND_FAST_ZERO);
+    shelf.exports[0].flags.remove(TransmissionFlags::SEND_TRIM | TransmissionFlags::SEND_FAST_ZERO);
     let machine = || Transmission::new(negotiate(&shelf, "disk", true));
-    assert_eq!(
-        judge(machine(), &bare(command::TRIM, 0, 512)),
-        Err(Errno::Inval)
-    );
+    assert_eq!(judge(machine(), &bare(command::TRIM, 0, 512)), Err(Errno::Inval));
     let fast = req(CommandFlags::FAST_ZERO, command::WRITE_ZEROES, 0, 512);
     assert_eq!(judge(machine(), &fast), Err(Errno::Inval));
     let verdict = judge(structured(), &fast);
-    let want = Command::WriteZeroes {
-        fua: false,
-        may_unmap: true,
-        only_if_fast: true,
-    };
+    let want = Command::WriteZeroes { fua: false, may_unmap: true, only_if_fast: true };
     assert_eq!(verdict, Ok(want));
-    let keep = req(
-        CommandFlags::NO_HOLE | CommandFlags::FUA,
-        command::WRITE_ZEROES,
-        0,
-        512,
-    );
-    let want = Command::WriteZeroes {
-        fua: true,
-        may_unmap: false,
-        only_if_fast: false,
-    };
+    let keep = req(CommandFlags::NO_HOLE | CommandFlags::FUA, command::WRITE_ZEROES, 0, 512);
+    let want = Command::WriteZeroes { fua: true, may_unmap: false, only_if_fast: false };
     assert_eq!(judge(machine(), &keep), Ok(want));
 }
 
@@ -439,43 +362,24 @@ fn strict_block_size_holds_only_those_who_asked_for_it() {
     let mut shelf = Shelf::new();
     shelf.exports[0].strict_block_size = true;
     let asked = negotiate(&shelf, "disk", true);
-    let silent = Negotiated {
-        block_size_asked: false,
-        ..asked.clone()
-    };
+    let silent = Negotiated { block_size_asked: false, ..asked.clone() };
     for (offset, length) in [(1, 3), (0, 513), (256, 512)] {
         let raw = bare(command::READ, offset, length);
-        assert_eq!(
-            judge(Transmission::new(asked.clone()), &raw),
-            Err(Errno::Inval)
-        );
+        assert_eq!(judge(Transmission::new(asked.clone()), &raw), Err(Errno::Inval));
         assert!(judge(Transmission::new(silent.clone()), &raw).is_ok());
     }
-    assert!(
-        judge(
-            Transmission::new(asked.clone()),
-            &bare(command::READ, 512, 1024)
-        )
-        .is_ok()
-    );
+    assert!(judge(Transmission::new(asked.clone()), &bare(command::READ, 512, 1024)).is_ok());
     assert!(judge(Transmission::new(asked), &bare(command::FLUSH, 0, 0)).is_ok());
 }
 
 #[test]
 fn a_stopping_server_answers_eshutdown_and_eats_payloads() {
-    for raw in [
-        bare(command::WRITE, 0, 4096),
-        bare(command::READ, SIZE, 1),
-        bare(4242, 0, 0),
-    ] {
+    for raw in [bare(command::WRITE, 0, 4096), bare(command::READ, SIZE, 1), bare(4242, 0, 0)] {
         let mut machine = plain();
         machine.stop();
         let events = events(&mut machine, &[&raw[..], &raw].concat(), 1000);
         let refused = |e: &Event| matches!(e, Event::Refuse(r) if r.error == Errno::Shutdown);
-        assert!(
-            events.len() == 2 && events.iter().all(refused),
-            "{events:?}"
-        );
+        assert!(events.len() == 2 && events.iter().all(refused), "{events:?}");
     }
     let mut machine = plain();
     machine.stop();
@@ -486,12 +390,7 @@ fn a_stopping_server_answers_eshutdown_and_eats_payloads() {
 // ---- What must hold for any bytes. ----
 
 fn any_request() -> impl Strategy<Value = Vec<u8>> {
-    let offset = prop_oneof![
-        0..SIZE,
-        SIZE - 4096..SIZE + 4096,
-        any::<u64>(),
-        Just(u64::MAX),
-    ];
+    let offset = prop_oneof![0..SIZE, SIZE - 4096..SIZE + 4096, any::<u64>(), Just(u64::MAX),];
     let length = prop_oneof![0_u32..10_000, Just(1 << 20), Just(0)];
     let flags = prop_oneof![5 => Just(0_u16), 3 => 0_u16..64, 1 => any::<u16>()];
     let kind = prop_oneof![9 => 0_u16..9, 1 => any::<u16>()];
