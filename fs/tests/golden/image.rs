@@ -1,0 +1,108 @@
+//! The image in memory, and a walk over all of it that survives damage.
+
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use varve_block::dev::Mem;
+use varve_block::{BlockDevice, Rt, Sectors, Sim};
+use varve_fs::format::inode::FileType;
+use varve_fs::{Fs, InodeId, OpenOptions};
+
+/// Regular files by path: sha256 in hexadecimal.
+pub(crate) type Tree = BTreeMap<Vec<u8>, String>;
+
+const PACKED: &[u8] =
+    include_bytes!("../../../tests/images/010-kernel-btrfs-one-of-everything/image.zst");
+const SIZE: u64 = 112 << 20;
+
+/// A fresh copy of the image, without its holes.
+pub(crate) fn golden() -> Mem {
+    let mem = Mem::new(Sectors(SIZE >> 9));
+    let mut plain = zstd::stream::read::Decoder::new(PACKED).expect("a zstd stream");
+    let mut buf = vec![0; 65536];
+    let mut at = 0;
+    while at < SIZE {
+        std::io::Read::read_exact(&mut plain, &mut buf).expect("a whole image");
+        if buf.iter().any(|byte| *byte != 0) {
+            mem.poke(at, &buf);
+        }
+        at += buf.len() as u64;
+    }
+    mem
+}
+
+pub(crate) fn in_sim<F: Future<Output = ()> + 'static>(body: impl FnOnce(Rt) -> F) {
+    Sim::new(7).run(body);
+}
+
+pub(crate) async fn open<D: BlockDevice>(device: D) -> Fs<D> {
+    Fs::open(device, OpenOptions::default()).await.expect("it opens")
+}
+
+/// What a walk came home with.
+#[derive(Default, Debug)]
+pub(crate) struct Found {
+    pub(crate) sums: Tree,
+    pub(crate) failed: usize,
+}
+
+/// Reads everything that can be reached, counting what cannot be read. Damaged directories may lead
+/// in circles or claim files of any size, so both are bounded.
+pub(crate) async fn walk<D: BlockDevice>(fs: &Fs<D>) -> Found {
+    let mut found = Found::default();
+    let mut seen = BTreeSet::new();
+    let mut todo = vec![(Vec::new(), fs.top())];
+    while let Some((path, id)) = todo.pop() {
+        match visit(fs, &path, id, &mut found).await {
+            Ok(children) if seen.len() < 2000 => {
+                let depth = path.iter().filter(|byte| **byte == b'/').count();
+                let mut fresh =
+                    |child: &(Vec<u8>, InodeId)| depth < 20 && seen.insert(child.clone());
+                todo.extend(children.into_iter().filter(&mut fresh));
+            }
+            Ok(_) => (),
+            Err(_) => found.failed += 1,
+        }
+    }
+    found
+}
+
+async fn visit<D: BlockDevice>(
+    fs: &Fs<D>,
+    path: &[u8],
+    id: InodeId,
+    found: &mut Found,
+) -> varve_fs::Result<Vec<(Vec<u8>, InodeId)>> {
+    let inode = fs.inode(id).await?;
+    fs.xattrs(id).await?;
+    match inode.file_type() {
+        FileType::Directory => {
+            let entries = fs.read_dir(id, 0, 1000).await?;
+            let child = |name: &[u8]| [path, b"/", name].concat();
+            Ok(entries.iter().map(|entry| (child(&entry.name), entry.id)).collect())
+        }
+        FileType::Regular => {
+            let mut hash = Sha256::new();
+            let mut at = 0;
+            while at < inode.size.min(8 << 20) {
+                let bytes = fs.read(id, at, 300_000).await?;
+                hash.update(&bytes);
+                at += bytes.len().max(1) as u64;
+            }
+            let hex = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+            found.sums.insert(path.to_vec(), hex);
+            Ok(Vec::new())
+        }
+        FileType::Symlink => fs.read_link(id).await.map(|_| Vec::new()),
+        _ => Ok(Vec::new()),
+    }
+}
+
+/// Compares file by file, so that a failure says which.
+#[track_caller]
+pub(crate) fn assert_same(found: &Tree, expected: &Tree) {
+    for (path, sum) in expected {
+        assert_eq!(found.get(path), Some(sum), "{}", path.escape_ascii());
+    }
+    assert_eq!(found.len(), expected.len(), "files that should not be there");
+}
