@@ -50,6 +50,29 @@ impl Plan {
         plan
     }
 
+    /// Writes to the backing disk fail now and then; whoever tries again gets through.
+    pub fn writes_fail() -> Plan {
+        let mut plan = Plan::power_cuts();
+        let fault = Fault::new(Op::Write, When::Permille(50), Effect::Fail(ErrorKind::Io));
+        plan.backing.faults.push(fault);
+        plan
+    }
+
+    /// One request of the backing disk is never answered (C30).
+    pub fn an_answer_is_lost() -> Plan {
+        let mut plan = Plan { errors: true, ..Plan::power_cuts() };
+        plan.backing.faults.push(Fault::any(When::Nth(60), Effect::NoAnswer));
+        plan
+    }
+
+    /// Every request is answered within the call that submits it (C01).
+    pub fn inline() -> Plan {
+        let mut plan = Plan::power_cuts();
+        plan.backing.inline_permille = 1000;
+        plan.cache.inline_permille = 1000;
+        plan
+    }
+
     /// Some flush fails.
     pub fn flush_fails() -> Plan {
         let mut plan = Plan { errors: true, ..Plan::power_cuts() };

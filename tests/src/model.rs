@@ -402,7 +402,7 @@ fn describe(bytes: &[u8], position: u64) -> String {
         let (change, place) = (word >> 40, (word & ((1 << 40) - 1)) << 3);
         let name = match word {
             0 => "zeroes".to_owned(),
-            _ if change > 0 && change < 1 << 20 => {
+            _ if change > 0 && change < 1 << 20 && place < 1 << 30 => {
                 format!("change {change} of sector {}", place / SECTOR as u64)
             }
             _ => "noise".to_owned(),

@@ -1,5 +1,8 @@
 //! The stacks that a world may run: how to make one, and how to open what a cut left of it.
 
+pub mod crypt;
+pub mod mutant;
+
 use std::error::Error;
 use std::future::Future;
 use std::pin::Pin;

@@ -42,11 +42,22 @@ pub struct Ops {
     /// Of 100 requests: writes. The others are spread over all there is.
     pub writes: u64,
     pub trims: bool,
+    /// Without, every read is a flush instead: what only a cut can show.
+    pub reads: bool,
 }
 
 /// So many requests in each life, of any alignment, by eight clients.
 pub fn ops(count: u64) -> Ops {
-    Ops { count, clients: 8, longest: 40_000, arena: 256 << 10, align: 1, writes: 50, trims: true }
+    Ops {
+        count,
+        clients: 8,
+        longest: 40_000,
+        arena: 256 << 10,
+        align: 1,
+        writes: 50,
+        trims: true,
+        reads: true,
+    }
 }
 
 /// What a stack did that it must not.

@@ -65,7 +65,7 @@ use bound::{Bound, Span};
 use cut::{cut, rejoin};
 use flush::Turn;
 use gate::Pass;
-use pieces::bounded;
+use pieces::{TURN_BYTES, bounded};
 use probe::Timed;
 use rmw::Source;
 use status::clip;
@@ -228,7 +228,7 @@ impl<D: BlockDevice> Export<D> {
         }
         let pieces = cut(range.start, list, bound.piece, IoBuf::split_at);
         let jobs = pieces.map(|(at, buf)| (buf.len(), bound.device.read(at, buf)));
-        let mut read = bounded(jobs, WIDTH).await?.into_iter();
+        let mut read = bounded(jobs, WIDTH, self.turn_bytes()).await?.into_iter();
         Ok(lens.iter().map(|&len| rejoin(&mut read, len)).collect())
     }
 
@@ -299,7 +299,11 @@ impl<D: BlockDevice> Export<D> {
                 bound.device.write(at, data, how).await.map(drop)
             })
         });
-        bounded(jobs, WIDTH).await.map(drop)
+        bounded(jobs, WIDTH, self.turn_bytes()).await.map(drop)
+    }
+
+    fn turn_bytes(&self) -> usize {
+        if self.sabotaged(Sabotage::NoTurns) { usize::MAX } else { TURN_BYTES }
     }
 
     fn durability(&self, fua: bool) -> Durability {

@@ -9,12 +9,14 @@ use std::task::Poll;
 /// 4 KiB read may have to wait for beside a huge one.
 pub(super) const TURN_BYTES: usize = 1 << 20;
 
-/// Runs `jobs` (their length in bytes beside them) to their end, at most `width` at a time, and
-/// returns their results in order, or the first error. After an error no further piece starts, but
-/// those in flight are awaited: a sibling must not still be writing when the caller is told.
+/// Runs `jobs` (their length in bytes beside them) to their end, at most `width` at a time, starting
+/// about `turn_bytes` of them per turn, and returns their results in order, or the first error. After
+/// an error no further piece starts, but those in flight are awaited: a sibling must not still be
+/// writing when the caller is told.
 pub(super) async fn bounded<T, F: Future<Output = Result<T>>>(
     jobs: impl IntoIterator<Item = (usize, F)>,
     width: usize,
+    turn_bytes: usize,
 ) -> Result<Vec<T>> {
     let mut jobs = jobs.into_iter();
     let mut running: Vec<(usize, Pin<Box<F>>)> = Vec::with_capacity(width);
@@ -35,7 +37,7 @@ pub(super) async fn bounded<T, F: Future<Output = Result<T>>>(
                 }
             });
             let mut started = false;
-            while running.len() < width && turn < TURN_BYTES && error.is_none() && !exhausted {
+            while running.len() < width && turn < turn_bytes && error.is_none() && !exhausted {
                 let Some((bytes, job)) = jobs.next() else {
                     exhausted = true;
                     break;
@@ -89,7 +91,7 @@ mod tests {
                 };
                 (1000, job)
             });
-            let all = bounded(jobs, 4).await.unwrap();
+            let all = bounded(jobs, 4, TURN_BYTES).await.unwrap();
             assert_eq!(all, (0..40).collect::<Vec<_>>());
             assert_eq!(most.get(), 4);
         });
@@ -113,7 +115,7 @@ mod tests {
                 };
                 (1000, job)
             });
-            assert_eq!(bounded(jobs, 4).await.unwrap_err().kind, ErrorKind::Io);
+            assert_eq!(bounded(jobs, 4, TURN_BYTES).await.unwrap_err().kind, ErrorKind::Io);
             assert_eq!((started.get(), ended.get()), (4, 4));
         });
     }
@@ -128,7 +130,7 @@ mod tests {
             };
             (TURN_BYTES, job)
         });
-        let mut huge = Box::pin(bounded(jobs, 8));
+        let mut huge = Box::pin(bounded(jobs, 8, TURN_BYTES));
         let mut polls = 1;
         while poll_once(huge.as_mut()).is_pending() {
             assert_eq!(done.get(), polls);

@@ -5,7 +5,7 @@
 //! export's pool and holds nothing else while it waits for it.
 
 use super::bound::{Bound, Span};
-use super::pieces::bounded;
+use super::pieces::{TURN_BYTES, bounded};
 use crate::buf::{BufPool, Data, IoBuf};
 use crate::device::{BlockDevice, Durability};
 use crate::error::Result;
@@ -65,7 +65,7 @@ pub(super) async fn read<D: BlockDevice>(
         };
         (piece.len.byte_len(), job)
     });
-    bounded(jobs, WIDTH).await?;
+    bounded(jobs, WIDTH, TURN_BYTES).await?;
     Ok(out.into_inner())
 }
 
@@ -116,7 +116,7 @@ pub(super) async fn write<D: BlockDevice>(
         };
         (piece.len.byte_len(), job)
     });
-    bounded(jobs, WIDTH).await?;
+    bounded(jobs, WIDTH, TURN_BYTES).await?;
     Ok(())
 }
 

@@ -19,6 +19,8 @@ pub enum Sabotage {
     LockNotRounded,
     /// Force Unit Access is forgotten on the way down.
     FuaIgnored,
+    /// A huge request does all its work in one turn.
+    NoTurns,
 }
 
 impl Sabotage {

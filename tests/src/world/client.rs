@@ -79,6 +79,7 @@ async fn request(life: &Life, export: &Export<Dyn>, chance: &Prng) -> Result<()>
             }
             Ok(())
         }
+        _ if !life.ops.reads => flush(life, export).await,
         _ => read(life, export, chance, offset, len).await,
     }
 }
