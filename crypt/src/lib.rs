@@ -1,4 +1,78 @@
-//! Disk encryption as Linux does it: dm-crypt mappings, LUKS1 and LUKS2.
+//! Disk encryption as Linux does it: dm-crypt mappings, LUKS1 and LUKS2, in user space.
+//!
+//! # What is on the disk
+//!
+//! A *plain* mapping is nothing but ciphertext; key, cipher and place are the user's to remember. LUKS
+//! puts a header before it, which holds the random *volume key* several times, each time under another
+//! passphrase:
+//!
+//! ```text
+//! LUKS1   0        4096                                    2 MiB                              end
+//!         | header | slot 0 | slot 1 | ... | slot 7 |      | payload                            |
+//!
+//! LUKS2   0         16 KiB      32 KiB                     16 MiB                             end
+//!         | primary | secondary | keyslot areas, anywhere  | payload                            |
+//!         | 4096 bytes + JSON, twice: one copy survives any crash while they are written
+//! ```
+//!
+//! # From a passphrase to a sector
+//!
+//! ```text
+//! passphrase --PBKDF2 or Argon2, with the slot's salt--> derived key
+//! slot area  --AES-XTS with the derived key-----------> split key
+//! split key  --anti-forensic merge, 4000 stripes------> volume key  --PBKDF2--> equals the digest?
+//! sector n   --AES-XTS with the volume key, tweak n---> plaintext
+//! ```
+//!
+//! Only the digest tells a right key from a wrong one, and only a full match gives a key that can be
+//! used. The tweak counts 512-byte sectors from the start of the payload, also where encryption sectors
+//! have 4096 bytes.
+//!
+//! XTS hides contents, and not that a block returned to an old value: whoever can write to the device
+//! can put back an old sector, or damage 16 bytes of a known place. Nothing here detects that.
+//!
+//! # The life of a request
+//!
+//! [`Crypt`] stands on a block device that holds ciphertext. A write encrypts in the buffer that the
+//! caller gave away, or from a shared one into a buffer of this layer's own pool; a read is decrypted
+//! in its private buffer before anybody sees it. There is no queue and no second thread, so no flush
+//! and no later write overtakes anything: `device.rs` has the details. Because a write takes its buffer,
+//! a caller cannot send ciphertext down twice:
+//!
+//! ```compile_fail
+//! use varve_block::{BlockDevice, Data, Durability, Sector};
+//! async fn retry<D: BlockDevice>(device: &D, data: Data) {
+//!     if device.write(Sector(0), data, Durability::Cached).await.is_err() {
+//!         let _ = device.write(Sector(0), data, Durability::Cached).await; // use of a moved value
+//!     }
+//! }
+//! ```
+//!
+//! # What a crash leaves
+//!
+//! Data: what the device below leaves, in whole encryption sectors where that device keeps blocks of
+//! that size whole. A new volume: nothing, or the volume ([`Plan`]). Opening writes nothing at all, also
+//! when a header copy is damaged: that is noted in [`Volume::notes`].
+//!
+//! # Hostile headers
+//!
+//! Everything in a header may have been chosen by somebody who does not know a passphrase. Every rule
+//! has a number, which errors name:
+//!
+//! | Checks | About |
+//! |---|---|
+//! | 1 to 15 | framing: magic, sizes, checksum, JSON, the choice between the copies |
+//! | 16 to 22 | keys: who names whom, digests, weak keys |
+//! | 23 to 31 | costs, all bounded before work starts: [`Limits`] |
+//! | 32 to 38 | places: areas and segments inside the device and apart from each other |
+//! | 39 to 51 | meaning: ciphers, the null cipher, re-encryption, flags, tokens, key files |
+//!
+//! *Why is the JSON tree kept beside the typed view?* Other programs own fields in it. A change edits the
+//! tree and parses it again, so that what is written passed the checks of what is read, and nothing that
+//! we do not know is lost.
+//!
+//! *Why two AES engines?* The fast one knows AES-256-XTS with unequal key halves only; the other is
+//! needed for the rest, and each is the other's oracle.
 
 mod af;
 mod cipher;
@@ -12,6 +86,7 @@ mod header;
 mod io;
 mod kdf;
 mod key;
+mod keyfile;
 mod keyslot;
 mod plain;
 #[cfg(test)]
@@ -40,6 +115,9 @@ pub use kdf::{
     Limits, PBKDF2_ITERATIONS_MIN, Pbkdf,
 };
 pub use key::Key;
+pub use keyfile::{
+    KEY_FILE_MAX, KeyFilePart, PASSPHRASE_MAX, read_key, read_key_file, read_passphrase,
+};
 pub use plain::PlainSpec;
 pub use unlock::{
     TestReport, UnlockOptions, test, unlock, unlock_detached, unlock_with_volume_key,
