@@ -1,1 +1,16 @@
-//! varve.
+//! The `varve` program: the only crate that knows all layers.
+//!
+//! [`args`] is the command line, [`config`] the checked meaning of its stack flags, [`stack`] builds
+//! what was asked for, and `cmd` has a file for every noun.
+
+pub mod args;
+mod cmd;
+mod config;
+pub mod failure;
+mod live;
+mod secret;
+mod signature;
+mod size;
+mod stack;
+
+pub use cmd::run;

@@ -1,1 +1,12 @@
-fn main() {}
+use clap::Parser;
+use std::process::ExitCode;
+use varve::args::Cli;
+use varve::failure;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match varve::run(cli) {
+        Ok(outcome) => outcome.into(),
+        Err(error) => failure::report(&error),
+    }
+}

@@ -1,1 +1,0 @@
-//! varve-bench.

@@ -1,0 +1,393 @@
+//! The command line, as types. Nouns then verbs; a stack is named the same way everywhere.
+
+use crate::size::Size;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// An SSD cache tier, disk encryption and btrfs over a disk, in user space, in the Linux kernel's
+/// own on-disk formats, served as a block device.
+#[derive(Parser, Debug)]
+#[command(name = "varve", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub noun: Noun,
+    /// Log more: -v what is done, -vv how
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Noun {
+    /// Make (when absent) and serve a cached, encrypted disk with btrfs on it, from one folder
+    Up(Up),
+    /// Serve a stack over NBD
+    Serve(Serve),
+    /// The SSD cache (bcache format)
+    #[command(subcommand)]
+    Cache(CacheVerb),
+    /// Encryption (LUKS1, LUKS2 and plain dm-crypt)
+    #[command(subcommand)]
+    Crypt(CryptVerb),
+    /// The file system (btrfs)
+    #[command(subcommand)]
+    Fs(FsVerb),
+    /// Say what this machine allows, and what to do about it
+    Doctor(Doctor),
+}
+
+/// What stands on what. The same keys, with underscores, may come from a TOML file.
+#[derive(Args, Debug, Clone, Default)]
+#[command(next_help_heading = "Stack")]
+pub struct StackArgs {
+    /// Take the stack from a TOML file; flags given here override it
+    #[arg(long, value_name = "FILE")]
+    pub stack: Option<PathBuf>,
+    /// The disk: a file or a block device
+    #[arg(long, value_name = "DEV")]
+    pub backing: Option<PathBuf>,
+    /// The SSD: a bcache cache device. Absent: no cache layer
+    #[arg(long, value_name = "DEV")]
+    pub cache: Option<PathBuf>,
+    /// How writes are cached; kept on the disk as the kernel keeps it. Default: as persisted
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub cache_mode: Option<CacheModeArg>,
+    /// Unlock with the raw content of this file
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+    /// Skip this many bytes of the key file
+    #[arg(long, value_name = "SIZE", requires = "key_file")]
+    pub keyfile_offset: Option<Size>,
+    /// Use only this many bytes of the key file
+    #[arg(long, value_name = "SIZE", requires = "key_file")]
+    pub keyfile_size: Option<Size>,
+    /// Unlock with the first line of this file
+    #[arg(long, value_name = "FILE")]
+    pub passphrase_file: Option<PathBuf>,
+    /// Unlock with the first line read from this file descriptor
+    #[arg(long, value_name = "FD")]
+    pub passphrase_fd: Option<i32>,
+    /// Ask for the passphrase on the terminal
+    #[arg(long)]
+    pub unlock: bool,
+    /// Try only this key slot
+    #[arg(long, value_name = "N")]
+    pub key_slot: Option<u32>,
+    /// The LUKS header is in this file or device, not on the disk
+    #[arg(long, value_name = "DEV")]
+    pub header: Option<PathBuf>,
+    /// Plain dm-crypt, for example aes-xts-plain64,sector=512,offset=0; the key file is the volume key
+    #[arg(long, value_name = "SPEC")]
+    pub plain: Option<String>,
+    /// Stop below encryption although a LUKS header is there
+    #[arg(long)]
+    pub no_crypt: bool,
+    /// Let discards through encryption: tells an observer which sectors are in use
+    #[arg(long)]
+    pub allow_discards: bool,
+    /// Write nothing to any device; the cache's journal is replayed in memory
+    #[arg(long)]
+    pub read_only: bool,
+    /// With --read-only: serve the disk alone although its cache is missing and held newer data
+    #[arg(long, requires = "read_only")]
+    pub allow_stale: bool,
+    /// Which volume of the cache set, when it holds several
+    #[arg(long, value_name = "UUID")]
+    pub volume: Option<uuid::Uuid>,
+}
+
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CacheModeArg {
+    Writethrough,
+    Writeback,
+    Writearound,
+    None,
+}
+
+#[derive(Args, Debug)]
+pub struct Up {
+    /// The folder for hdd.img, ssd.img, key and varve.sock
+    #[arg(default_value = "varve-disk")]
+    pub dir: PathBuf,
+    /// Size of a disk to be made
+    #[arg(long, default_value = "4G", value_name = "SIZE")]
+    pub hdd_size: Size,
+    /// Size of a cache to be made
+    #[arg(long, default_value = "512M", value_name = "SIZE")]
+    pub ssd_size: Size,
+    /// How writes are cached. Default: as persisted, writethrough when made
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub cache_mode: Option<CacheModeArg>,
+    /// Print no live line
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct Serve {
+    #[command(flatten)]
+    pub stack: StackArgs,
+    /// Where clients connect: unix:PATH or tcp:HOST:PORT; may be given several times
+    #[arg(long, required = true, value_name = "ADDR")]
+    pub listen: Vec<varve_nbd_server::Listen>,
+    /// The export's name; clients that ask for none get it too
+    #[arg(long, default_value = "", value_name = "NAME")]
+    pub name: String,
+    /// Print no live line
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum CacheVerb {
+    /// Format an SSD and a disk as a cache set; data on both is lost
+    Make(CacheMake),
+    /// Print what the superblocks and the cache set say
+    Show(CacheShow),
+    /// Check a cache set against every rule of the format; reads only
+    Check(CacheCheck),
+}
+
+#[derive(Args, Debug)]
+pub struct CacheMake {
+    /// The disk to be cached
+    #[arg(long, value_name = "DEV")]
+    pub backing: Option<PathBuf>,
+    /// The SSD
+    #[arg(long, value_name = "DEV")]
+    pub cache: Option<PathBuf>,
+    /// Bucket size, a power of two: the SSD's erase block, or a multiple
+    #[arg(long, default_value = "512k", value_name = "SIZE")]
+    pub bucket: Size,
+    /// Block size, a power of two up to 4k. Default: the devices' logical block (4k on files)
+    #[arg(long, value_name = "SIZE")]
+    pub block: Option<Size>,
+    /// First sector of data on the disk
+    #[arg(long, default_value_t = 16, value_name = "SECTORS")]
+    pub data_offset: u64,
+    /// How writes are cached
+    #[arg(long, value_enum, default_value = "writethrough", value_name = "MODE")]
+    pub cache_mode: CacheModeArg,
+    /// UUID of the set. Default: random
+    #[arg(long, value_name = "UUID")]
+    pub cset_uuid: Option<uuid::Uuid>,
+    /// Label of the volume, at most 32 bytes
+    #[arg(long, default_value = "", value_name = "TEXT")]
+    pub label: String,
+    /// Format although a device holds something known
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct CacheShow {
+    /// Devices to look at, of either kind
+    #[arg(value_name = "DEV")]
+    pub devices: Vec<PathBuf>,
+    /// The disk
+    #[arg(long, value_name = "DEV")]
+    pub backing: Option<PathBuf>,
+    /// The SSD
+    #[arg(long, value_name = "DEV")]
+    pub cache: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct CacheCheck {
+    /// The disk
+    #[arg(long, value_name = "DEV", required_unless_present = "cache")]
+    pub backing: Option<PathBuf>,
+    /// The SSD
+    #[arg(long, value_name = "DEV")]
+    pub cache: Option<PathBuf>,
+    /// Also read every dirty extent, and compare every clean one with the disk
+    #[arg(long)]
+    pub data: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum CryptVerb {
+    /// Make a LUKS volume; data on it is lost
+    Format(CryptFormat),
+    /// Print the header
+    Dump(CryptDump),
+    /// Say whether a key opens the volume, and which slot; changes nothing
+    Test(CryptTest),
+}
+
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LuksType {
+    Luks1,
+    Luks2,
+}
+
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PbkdfArg {
+    Pbkdf2,
+    Argon2i,
+    Argon2id,
+}
+
+#[derive(Args, Debug)]
+pub struct CryptFormat {
+    /// A file or device, in place of a stack
+    pub image: Option<PathBuf>,
+    #[command(flatten)]
+    pub stack: StackArgs,
+    /// Header format
+    #[arg(long = "type", value_enum, default_value = "luks2", value_name = "TYPE")]
+    pub luks_type: LuksType,
+    /// Cipher, as cryptsetup names it
+    #[arg(long, default_value = "aes-xts-plain64", value_name = "SPEC")]
+    pub cipher: String,
+    /// Volume key, in bits (XTS uses two keys of half that)
+    #[arg(long, default_value_t = 512, value_name = "BITS")]
+    pub key_size: u32,
+    /// Encryption sector. Default: 4096 where size and device allow, else 512; LUKS1 has 512
+    #[arg(long, value_name = "SIZE")]
+    pub sector_size: Option<Size>,
+    /// Key derivation. Default: argon2id (LUKS2), pbkdf2 (LUKS1)
+    #[arg(long, value_enum, value_name = "KDF")]
+    pub pbkdf: Option<PbkdfArg>,
+    /// Hash of pbkdf2 and of the splitter
+    #[arg(long, default_value = "sha256", value_name = "HASH")]
+    pub hash: String,
+    /// Unlocking should take this long
+    #[arg(long, default_value_t = 2000, value_name = "MS")]
+    pub iter_time: u32,
+    /// Iterations (pbkdf2) or passes (argon2) instead of measuring
+    #[arg(long, value_name = "N")]
+    pub pbkdf_force_iterations: Option<u32>,
+    /// Most memory argon2 may take
+    #[arg(long, default_value = "1G", value_name = "SIZE")]
+    pub pbkdf_memory: Size,
+    /// Most threads argon2 may take
+    #[arg(long, default_value_t = 4, value_name = "N")]
+    pub pbkdf_parallel: u32,
+    /// UUID of the volume. Default: random
+    #[arg(long, value_name = "UUID")]
+    pub uuid: Option<uuid::Uuid>,
+    /// Label (LUKS2)
+    #[arg(long, value_name = "TEXT")]
+    pub label: Option<String>,
+    /// Subsystem label (LUKS2)
+    #[arg(long, value_name = "TEXT")]
+    pub subsystem: Option<String>,
+    /// Format although the device holds something known
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct CryptDump {
+    /// A file or device, in place of a stack
+    pub image: Option<PathBuf>,
+    #[command(flatten)]
+    pub stack: StackArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct CryptTest {
+    /// A file or device, in place of a stack
+    pub image: Option<PathBuf>,
+    #[command(flatten)]
+    pub stack: StackArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum FsVerb {
+    /// Make a btrfs file system; data on the device is lost
+    Mkfs(FsMkfs),
+    /// List a directory
+    Ls(FsLs),
+    /// Write a file's contents to standard output
+    Cat(FsPath),
+    /// Print what is known of a file, or of the file system
+    Stat(FsStat),
+}
+
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MetadataProfile {
+    Single,
+    Dup,
+}
+
+#[derive(Args, Debug)]
+pub struct FsMkfs {
+    /// A file or device, in place of a stack
+    pub image: Option<PathBuf>,
+    #[command(flatten)]
+    pub stack: StackArgs,
+    /// Label, at most 255 bytes
+    #[arg(long, short = 'L', default_value = "", value_name = "TEXT")]
+    pub label: String,
+    /// UUID of the file system. Default: random
+    #[arg(long, short = 'U', value_name = "UUID")]
+    pub uuid: Option<uuid::Uuid>,
+    /// Metadata once or twice
+    #[arg(long, short = 'm', value_enum, default_value = "dup", value_name = "PROFILE")]
+    pub metadata: MetadataProfile,
+    /// Tree block size
+    #[arg(long, short = 'n', default_value = "16k", value_name = "SIZE")]
+    pub nodesize: Size,
+    /// Make one although the device holds something known
+    #[arg(long, short = 'f')]
+    pub force: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct FsLs {
+    /// [IMAGE] [PATH]: the image in place of a stack, and the directory (default /)
+    #[arg(value_name = "IMAGE|PATH")]
+    pub at: Vec<String>,
+    #[command(flatten)]
+    pub stack: StackArgs,
+    /// Descend
+    #[arg(long, short = 'R')]
+    pub recursive: bool,
+    /// Mode, links, owner, size and time beside the name
+    #[arg(long, short = 'l')]
+    pub long: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct FsPath {
+    /// [IMAGE] PATH: the image in place of a stack, and the file
+    #[arg(value_name = "IMAGE|PATH", required = true)]
+    pub at: Vec<String>,
+    #[command(flatten)]
+    pub stack: StackArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct FsStat {
+    /// [IMAGE] [PATH]: the image in place of a stack, and the file; without PATH the file system
+    #[arg(value_name = "IMAGE|PATH")]
+    pub at: Vec<String>,
+    #[command(flatten)]
+    pub stack: StackArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct Doctor {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}

@@ -1,0 +1,175 @@
+//! `varve crypt`: make, show and try encrypted volumes.
+
+use crate::args::{CryptDump, CryptFormat, CryptTest, LuksType, PbkdfArg};
+use crate::cmd::{cache, output};
+use crate::config::{CryptConfig, StackConfig};
+use crate::failure::{Outcome, usage};
+use crate::size::Size;
+use crate::stack::{self, Stack};
+use anyhow::Context;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use varve_block::{BlockDevice, Dyn, Rt};
+use varve_crypt::{
+    Argon2Kind, CipherSpec, Cost, FormatOptions, Hash, Header, LuksVersion, Pbkdf, SectorSize,
+    UnlockOptions,
+};
+
+/// Room that a header file gets when it has to be made: LUKS2's default header, and LUKS1's.
+const HEADER_FILE: [(LuksType, u64); 2] = [(LuksType::Luks2, 16 << 20), (LuksType::Luks1, 2 << 20)];
+
+pub(crate) async fn format(rt: &Rt, args: CryptFormat) -> anyhow::Result<Outcome> {
+    let config = StackConfig::new(&args.stack, args.image.as_deref())?;
+    let (source, header) = match &config.crypt {
+        CryptConfig::Luks { secret, header, key_slot: None } => (secret, header.clone()),
+        CryptConfig::Luks { .. } => return usage("a new volume has its key in slot 0"),
+        CryptConfig::Plain { .. } => return usage("a plain mapping has nothing to format"),
+        CryptConfig::None => {
+            return usage("a new volume needs a key: --key-file, --passphrase-file or --unlock");
+        }
+    };
+    let options = options(&args, header.is_some())?;
+    let secret = stack::read_key(source)?;
+    let stack = stack::open(rt, &config.below_crypt()).await?;
+    let made = async {
+        let target = match &header {
+            None => stack.top.clone(),
+            Some(path) => header_device(rt, path, &args).await?,
+        };
+        cache::refuse_known(&target, args.force).await?;
+        let header = varve_crypt::format(rt, &target, &options, &secret).await?;
+        anyhow::Ok(header)
+    }
+    .await;
+    // Also after a refusal: a stack that was opened is stopped.
+    let stopped = stack.stop().await;
+    let header = made?;
+    stopped?;
+    let mut out = output::stdout();
+    writeln!(
+        out,
+        "LUKS{} volume {} on {}",
+        header.version(),
+        header.uuid(),
+        config.backing.display()
+    )?;
+    out.flush()?;
+    Ok(Outcome::Fine)
+}
+
+/// A header file is made when it is not there.
+async fn header_device(rt: &Rt, path: &Path, args: &CryptFormat) -> anyhow::Result<Dyn> {
+    if !path.exists() {
+        let len = HEADER_FILE.iter().find(|(t, _)| *t == args.luks_type).map_or(0, |(_, len)| *len);
+        let file = File::create_new(path)
+            .with_context(|| format!("cannot make header file {}", path.display()))?;
+        file.set_len(len)?;
+        file.sync_all()?;
+    }
+    Ok(Dyn::new(stack::open_device(rt, path, false).await?))
+}
+
+fn options(args: &CryptFormat, detached: bool) -> anyhow::Result<FormatOptions> {
+    let version = match args.luks_type {
+        LuksType::Luks1 => LuksVersion::Luks1,
+        LuksType::Luks2 => LuksVersion::Luks2,
+    };
+    let Some(hash) = Hash::named(&args.hash) else {
+        return usage(format!("--hash {:?} is not known: sha1, sha256 or sha512", args.hash));
+    };
+    let pbkdf = match (args.pbkdf, args.luks_type) {
+        (Some(PbkdfArg::Pbkdf2), _) | (None, LuksType::Luks1) => Pbkdf::Pbkdf2(hash),
+        (Some(PbkdfArg::Argon2i), _) => Pbkdf::Argon2(Argon2Kind::I),
+        (Some(PbkdfArg::Argon2id), _) | (None, LuksType::Luks2) => Pbkdf::Argon2(Argon2Kind::Id),
+    };
+    let Ok(memory_kib) = u32::try_from(args.pbkdf_memory.0 >> 10) else {
+        return usage(format!("--pbkdf-memory {} is too much", args.pbkdf_memory));
+    };
+    let cost = match args.pbkdf_force_iterations {
+        Some(iterations) => Cost::Forced { iterations, memory_kib, lanes: args.pbkdf_parallel },
+        None => Cost::Benchmark {
+            target: Duration::from_millis(args.iter_time.into()),
+            memory_kib_max: memory_kib,
+            lanes_max: args.pbkdf_parallel,
+        },
+    };
+    Ok(FormatOptions {
+        cipher: CipherSpec::parse(&args.cipher)?,
+        key_bits: args.key_size,
+        hash,
+        pbkdf,
+        cost,
+        sector_size: args.sector_size.map(sector_size).transpose()?,
+        label: args.label.clone().unwrap_or_default(),
+        subsystem: args.subsystem.clone().unwrap_or_default(),
+        uuid: args.uuid,
+        detached,
+        ..FormatOptions::new(version)
+    })
+}
+
+fn sector_size(size: Size) -> anyhow::Result<SectorSize> {
+    match SectorSize::new(size.0) {
+        Some(sector) => Ok(sector),
+        None => usage(format!("--sector-size {size}: 512, 1024, 2048 or 4096")),
+    }
+}
+
+/// What holds the header: the header device, or the stack below encryption, opened to read only.
+async fn open_header(
+    rt: &Rt,
+    stack_args: &crate::args::StackArgs,
+    image: Option<&PathBuf>,
+) -> anyhow::Result<(Dyn, StackConfig)> {
+    let config = StackConfig::new(stack_args, image.map(PathBuf::as_path))?.reading();
+    if let CryptConfig::Luks { header: Some(path), .. } = &config.crypt {
+        return Ok((Dyn::new(stack::open_device(rt, path, true).await?), config));
+    }
+    let Stack { top, .. } = stack::open(rt, &config.below_crypt()).await?;
+    Ok((top, config))
+}
+
+pub(crate) async fn dump(rt: &Rt, args: CryptDump) -> anyhow::Result<Outcome> {
+    let mut stack_args = args.stack.clone();
+    // A dump needs no key, so a detached header is named alone.
+    let detached = stack_args.header.take();
+    let device = match (&detached, &args.image, &stack_args.backing) {
+        (Some(path), ..) => Dyn::new(stack::open_device(rt, path, true).await?),
+        _ => open_header(rt, &stack_args, args.image.as_ref()).await?.0,
+    };
+    let header = Header::read(&device, None)
+        .await
+        .with_context(|| format!("no LUKS header to show on {}", device.geometry().dev))?;
+    for note in header.notes() {
+        eprintln!("varve: warning: {}: {note}", device.geometry().dev);
+    }
+    if args.json {
+        output::json(&header.to_json())?;
+        return Ok(Outcome::Fine);
+    }
+    let mut out = output::stdout();
+    write!(out, "{header}")?;
+    out.flush()?;
+    Ok(Outcome::Fine)
+}
+
+pub(crate) async fn test(rt: &Rt, args: CryptTest) -> anyhow::Result<Outcome> {
+    let (device, config) = open_header(rt, &args.stack, args.image.as_ref()).await?;
+    let CryptConfig::Luks { secret, key_slot, .. } = &config.crypt else {
+        return usage("test what? give --key-file, --passphrase-file or --unlock");
+    };
+    let secret = stack::read_key(secret)?;
+    let options = UnlockOptions { slot: *key_slot, ..UnlockOptions::default() };
+    let report = varve_crypt::test(rt, &device, &options, &secret).await?;
+    if args.json {
+        output::json(&report)?;
+        return Ok(Outcome::Fine);
+    }
+    let mut out = output::stdout();
+    let unbound = if report.unbound { ", which belongs to no volume" } else { "" };
+    writeln!(out, "the key opens slot {}{unbound}", report.slot)?;
+    out.flush()?;
+    Ok(Outcome::Fine)
+}

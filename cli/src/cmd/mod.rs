@@ -1,0 +1,80 @@
+//! The commands: a file for every noun.
+
+mod cache;
+mod crypt;
+mod doctor;
+mod fs;
+mod output;
+mod report;
+mod serve;
+mod text;
+mod up;
+
+use crate::args::{CacheVerb, Cli, CryptVerb, FsVerb, Noun};
+use crate::failure::Outcome;
+use std::future::Future;
+use tracing_subscriber::EnvFilter;
+use varve_block::Rt;
+use varve_block::rt::{self, Config};
+
+/// Does what the command line asks for.
+///
+/// # Errors
+/// [`crate::failure::Usage`] for a command line that makes no sense (exit code 2), anything else for
+/// a command that could not run (exit code 3).
+pub fn run(cli: Cli) -> anyhow::Result<Outcome> {
+    start_log(cli.verbose);
+    match cli.noun {
+        Noun::Up(args) => on_lane(|rt| async move { up::run(&rt, args).await }),
+        Noun::Serve(args) => on_lane(|rt| async move { serve::run(&rt, args).await }),
+        Noun::Cache(verb) => on_lane(|rt| async move {
+            match verb {
+                CacheVerb::Make(args) => cache::make(&rt, args).await,
+                CacheVerb::Show(args) => cache::show(&rt, args).await,
+                CacheVerb::Check(args) => cache::check(&rt, args).await,
+            }
+        }),
+        Noun::Crypt(verb) => on_lane(|rt| async move {
+            match verb {
+                CryptVerb::Format(args) => crypt::format(&rt, args).await,
+                CryptVerb::Dump(args) => crypt::dump(&rt, args).await,
+                CryptVerb::Test(args) => crypt::test(&rt, args).await,
+            }
+        }),
+        Noun::Fs(verb) => on_lane(|rt| async move {
+            match verb {
+                FsVerb::Mkfs(args) => fs::mkfs(&rt, args).await,
+                FsVerb::Ls(args) => fs::ls(&rt, args).await,
+                FsVerb::Cat(args) => fs::cat(&rt, args).await,
+                FsVerb::Stat(args) => fs::stat(&rt, args).await,
+            }
+        }),
+        Noun::Doctor(args) => doctor::run(&args),
+    }
+}
+
+/// Runs a command on a lane of its own; the command's errors pass through.
+fn on_lane<F>(command: impl FnOnce(Rt) -> F) -> anyhow::Result<Outcome>
+where
+    F: Future<Output = anyhow::Result<Outcome>> + 'static,
+{
+    rt::run(Config::default(), command)?
+}
+
+/// Warnings and worse go to standard error; `-v` and `VARVE_LOG` (a filter such as
+/// `varve_cache=debug`) let more through.
+fn start_log(verbose: u8) {
+    let default = match verbose {
+        0 => "warn",
+        1 => "info",
+        2 => "debug",
+        _ => "trace",
+    };
+    let filter = EnvFilter::try_from_env("VARVE_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    // A second start in one process (tests) keeps the first log.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .try_init();
+}

@@ -1,0 +1,72 @@
+//! `varve serve`: a stack, served over NBD until somebody says stop.
+
+use crate::args::Serve;
+use crate::config::StackConfig;
+use crate::failure::Outcome;
+use crate::stack::{self, Stack};
+use crate::{live, size::Size};
+use std::sync::Arc;
+use varve_block::rt::Signals;
+use varve_block::sync::{Either, select};
+use varve_block::{BlockDevice, Export, ExportOptions, ExportShared, Rt};
+use varve_nbd_server::{Listen, Look, Options, Server};
+
+pub(crate) async fn run(rt: &Rt, args: Serve) -> anyhow::Result<Outcome> {
+    let config = StackConfig::new(&args.stack, None)?;
+    // Before anything is opened: a Ctrl-C during a long recovery must not cut it.
+    let signals = rt.signals()?;
+    let stack = stack::open(rt, &config).await?;
+    let intro = format!("serving {}", stack.layers.join(" > "));
+    let plan = Plan { listen: args.listen, name: args.name, intro, quiet: args.quiet };
+    serve(rt, stack, signals, plan).await
+}
+
+/// What is served where, and what people are told about it.
+pub(crate) struct Plan {
+    pub(crate) listen: Vec<Listen>,
+    pub(crate) name: String,
+    pub(crate) intro: String,
+    pub(crate) quiet: bool,
+}
+
+/// Serves `stack` until a signal, then drains, flushes and stops it.
+pub(crate) async fn serve(
+    rt: &Rt,
+    stack: Stack,
+    mut signals: Signals,
+    plan: Plan,
+) -> anyhow::Result<Outcome> {
+    let geometry = stack.top.geometry();
+    let options = ExportOptions { read_only: geometry.read_only, ..ExportOptions::default() };
+    let shared = ExportShared::new(options);
+    let export = Export::new(rt.clone(), Arc::clone(&shared), stack.top.clone());
+    let look = Look { read_only: geometry.read_only, ..Look::new(plan.name) };
+    let server = match Server::start(rt, &plan.listen, vec![(look, export)], Options::default()) {
+        Ok(server) => server,
+        Err(error) => {
+            stack.stop().await?;
+            return Err(error.into());
+        }
+    };
+    if !plan.quiet {
+        eprintln!("{} ({})", plan.intro, Size(geometry.len.bytes()));
+        for address in server.addresses() {
+            eprintln!("  {address}");
+        }
+    }
+    let watched = async {
+        match plan.quiet {
+            true => std::future::pending().await,
+            false => live::watch(rt.clone(), shared, stack.cache.clone()).await,
+        }
+    };
+    let ended = select(signals.next(), watched).await;
+    live::finish();
+    server.stop().await;
+    stack.stop().await?;
+    match ended {
+        Either::Left(signal) => drop(signal?),
+        Either::Right(never) => match never {},
+    }
+    Ok(Outcome::Fine)
+}

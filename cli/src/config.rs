@@ -1,0 +1,296 @@
+//! The stack as asked for: flags over a TOML file, checked once into a typed [`StackConfig`].
+
+use crate::args::{CacheModeArg, StackArgs};
+use crate::failure::usage;
+use crate::size::Size;
+use anyhow::Context;
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+
+/// Where the unlocking secret comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SecretSource {
+    /// The raw bytes of a file, or a part of them.
+    KeyFile { path: PathBuf, offset: u64, size: Option<u64> },
+    /// The first line of a file.
+    PassphraseFile(PathBuf),
+    /// The first line from an open file descriptor.
+    PassphraseFd(i32),
+    /// The terminal.
+    Prompt,
+}
+
+/// What is done about encryption.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CryptConfig {
+    /// What is below is served, ciphertext or not.
+    None,
+    /// A LUKS volume is opened.
+    Luks { secret: SecretSource, header: Option<PathBuf>, key_slot: Option<u32> },
+    /// A headerless dm-crypt mapping; the key file is the volume key.
+    Plain { spec: String, secret: SecretSource },
+}
+
+/// A stack that makes sense, before any device was opened.
+#[derive(Clone, Debug)]
+pub struct StackConfig {
+    pub backing: PathBuf,
+    pub cache: Option<PathBuf>,
+    pub cache_mode: Option<CacheModeArg>,
+    pub crypt: CryptConfig,
+    pub allow_discards: bool,
+    pub read_only: bool,
+    pub allow_stale: bool,
+    pub volume: Option<uuid::Uuid>,
+}
+
+/// The keys of a stack file: those of the flags, with underscores.
+#[derive(Deserialize, Default, Debug)]
+#[serde(deny_unknown_fields)]
+struct StackFile {
+    backing: Option<PathBuf>,
+    cache: Option<PathBuf>,
+    cache_mode: Option<String>,
+    key_file: Option<PathBuf>,
+    keyfile_offset: Option<Size>,
+    keyfile_size: Option<Size>,
+    passphrase_file: Option<PathBuf>,
+    passphrase_fd: Option<i32>,
+    #[serde(default)]
+    unlock: bool,
+    key_slot: Option<u32>,
+    header: Option<PathBuf>,
+    plain: Option<String>,
+    #[serde(default)]
+    no_crypt: bool,
+    #[serde(default)]
+    allow_discards: bool,
+    #[serde(default)]
+    read_only: bool,
+    #[serde(default)]
+    allow_stale: bool,
+    volume: Option<String>,
+}
+
+/// Paths in a stack file are relative to the file.
+fn beside(file: &Path, path: Option<PathBuf>) -> Option<PathBuf> {
+    path.map(|p| file.parent().unwrap_or(Path::new(".")).join(p))
+}
+
+fn mode_named(name: &str) -> anyhow::Result<CacheModeArg> {
+    <CacheModeArg as clap::ValueEnum>::from_str(name, false)
+        .or_else(|_| usage(format!("cache_mode {name:?} is none of the cache modes")))
+}
+
+/// Flags, filled up from the stack file if there is one.
+fn merged(flags: &StackArgs) -> anyhow::Result<StackArgs> {
+    let mut all = flags.clone();
+    let Some(path) = &flags.stack else { return Ok(all) };
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read stack file {}", path.display()))?;
+    let file: StackFile = match toml::from_str(&text) {
+        Ok(file) => file,
+        Err(e) => return usage(format!("stack file {}: {}", path.display(), e.message())),
+    };
+    let secret_given = flags.key_file.is_some()
+        || flags.passphrase_file.is_some()
+        || flags.passphrase_fd.is_some()
+        || flags.unlock
+        || flags.no_crypt;
+    all.backing = all.backing.or(beside(path, file.backing));
+    all.cache = all.cache.or(beside(path, file.cache));
+    if let (None, Some(name)) = (all.cache_mode, file.cache_mode) {
+        all.cache_mode = Some(mode_named(&name)?);
+    }
+    if !secret_given {
+        all.key_file = beside(path, file.key_file);
+        all.keyfile_offset = all.keyfile_offset.or(file.keyfile_offset);
+        all.keyfile_size = all.keyfile_size.or(file.keyfile_size);
+        all.passphrase_file = beside(path, file.passphrase_file);
+        all.passphrase_fd = file.passphrase_fd;
+        all.unlock = file.unlock;
+        all.no_crypt = file.no_crypt;
+    }
+    if !all.no_crypt {
+        all.header = all.header.or(beside(path, file.header));
+        all.plain = all.plain.or(file.plain);
+        all.key_slot = all.key_slot.or(file.key_slot);
+    }
+    all.allow_discards |= file.allow_discards;
+    all.read_only |= file.read_only;
+    all.allow_stale |= file.allow_stale;
+    if let (None, Some(text)) = (all.volume, file.volume) {
+        let Ok(volume) = text.parse() else { return usage(format!("volume {text:?} is no UUID")) };
+        all.volume = Some(volume);
+    }
+    Ok(all)
+}
+
+fn secret_of(args: &StackArgs) -> anyhow::Result<Option<SecretSource>> {
+    let mut found = Vec::new();
+    if let Some(path) = &args.key_file {
+        found.push(SecretSource::KeyFile {
+            path: path.clone(),
+            offset: args.keyfile_offset.map_or(0, |s| s.0),
+            size: args.keyfile_size.map(|s| s.0),
+        });
+    }
+    found.extend(args.passphrase_file.clone().map(SecretSource::PassphraseFile));
+    found.extend(args.passphrase_fd.map(SecretSource::PassphraseFd));
+    if args.unlock {
+        found.push(SecretSource::Prompt);
+    }
+    if found.len() > 1 {
+        return usage(
+            "give one of --key-file, --passphrase-file, --passphrase-fd and --unlock, not several",
+        );
+    }
+    Ok(found.pop())
+}
+
+impl StackConfig {
+    /// A stack from flags and stack file, over `--backing` or over an image named in its place.
+    ///
+    /// # Errors
+    /// [`crate::failure::Usage`] when the combination makes no sense.
+    pub fn new(flags: &StackArgs, image: Option<&Path>) -> anyhow::Result<StackConfig> {
+        let args = merged(flags)?;
+        let backing = match (image, &args.backing) {
+            (Some(_), Some(_)) => return usage("give an image or --backing, not both"),
+            (Some(image), None) => image.to_owned(),
+            (None, Some(backing)) => backing.clone(),
+            (None, None) => return usage("which disk? give --backing DEV"),
+        };
+        if args.cache.is_none() && args.cache_mode.is_some() {
+            return usage("--cache-mode needs --cache");
+        }
+        if args.cache.is_none() && args.volume.is_some() {
+            return usage("--volume needs --cache");
+        }
+        if args.allow_stale && !args.read_only {
+            return usage("--allow-stale needs --read-only");
+        }
+        let secret = secret_of(&args)?;
+        let crypt = match (secret, args.plain.clone()) {
+            (Some(_), _) if args.no_crypt => {
+                return usage("--no-crypt stops below encryption: no key is needed");
+            }
+            (None, Some(_)) | (_, Some(_)) if args.no_crypt => {
+                return usage("--no-crypt and --plain contradict each other");
+            }
+            (Some(secret), Some(spec)) => {
+                if args.header.is_some() {
+                    return usage("a plain mapping has no header: --plain and --header exclude");
+                }
+                CryptConfig::Plain { spec, secret }
+            }
+            (None, Some(_)) => return usage("--plain needs a key: --key-file or a passphrase"),
+            (Some(secret), None) => {
+                CryptConfig::Luks { secret, header: args.header, key_slot: args.key_slot }
+            }
+            (None, None) if args.header.is_some() => return usage("--header needs a key"),
+            (None, None) => CryptConfig::None,
+        };
+        Ok(StackConfig {
+            backing,
+            cache: args.cache,
+            cache_mode: args.cache_mode,
+            crypt,
+            allow_discards: args.allow_discards,
+            read_only: args.read_only,
+            allow_stale: args.allow_stale,
+            volume: args.volume,
+        })
+    }
+
+    /// The same stack without its encryption layer.
+    pub fn below_crypt(&self) -> StackConfig {
+        StackConfig { crypt: CryptConfig::None, ..self.clone() }
+    }
+
+    /// The same stack, nothing written.
+    pub fn reading(mut self) -> StackConfig {
+        self.read_only = true;
+        self
+    }
+}
+
+/// Splits `[IMAGE] PATH`: with a stack named by flags there is no image.
+///
+/// # Errors
+/// [`crate::failure::Usage`] on too many words.
+pub fn image_and_path(
+    words: &[String],
+    stack: &StackArgs,
+    path_optional: bool,
+) -> anyhow::Result<(Option<PathBuf>, Option<String>)> {
+    let by_flags = stack.backing.is_some() || stack.stack.is_some();
+    let (image, rest) = match words {
+        words if by_flags => (None, words),
+        [image, rest @ ..] => (Some(PathBuf::from(image)), rest),
+        [] => return usage("which disk? give an image, or --backing DEV"),
+    };
+    match rest {
+        [] if path_optional => Ok((image, None)),
+        [] => usage("which file? give its path in the file system"),
+        [path] => Ok((image, Some(path.clone()))),
+        [_, extra, ..] => usage(format!("unexpected argument {extra:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flags(backing: &str) -> StackArgs {
+        StackArgs { backing: Some(backing.into()), ..StackArgs::default() }
+    }
+
+    #[test]
+    fn a_key_means_luks_and_no_key_means_none() {
+        let plain = StackConfig::new(&flags("hdd"), None).unwrap();
+        assert_eq!(plain.crypt, CryptConfig::None);
+        let keyed = StackArgs { key_file: Some("key".into()), ..flags("hdd") };
+        let keyed = StackConfig::new(&keyed, None).unwrap();
+        assert!(matches!(keyed.crypt, CryptConfig::Luks { .. }));
+    }
+
+    #[test]
+    fn contradictions_are_usage_errors() {
+        let both = StackArgs { no_crypt: true, key_file: Some("k".into()), ..flags("hdd") };
+        let two = StackArgs { unlock: true, key_file: Some("k".into()), ..flags("hdd") };
+        let mode = StackArgs { cache_mode: Some(CacheModeArg::None), ..flags("hdd") };
+        let keyless = StackArgs { plain: Some("aes-xts-plain64".into()), ..flags("hdd") };
+        for bad in [both, two, mode, keyless, StackArgs::default()] {
+            let error = StackConfig::new(&bad, None).unwrap_err();
+            assert!(error.is::<crate::failure::Usage>(), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_stack_file_has_the_same_keys_and_no_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("s.toml");
+        std::fs::write(&file, "backing = \"hdd\"\ncache = \"ssd\"\ncache_mode = \"writeback\"\n")
+            .unwrap();
+        let args = StackArgs { stack: Some(file.clone()), ..StackArgs::default() };
+        let stack = StackConfig::new(&args, None).unwrap();
+        assert_eq!(stack.backing, dir.path().join("hdd"));
+        assert_eq!(stack.cache_mode, Some(CacheModeArg::Writeback));
+        std::fs::write(&file, "backing = \"hdd\"\ncolour = \"red\"\n").unwrap();
+        let error = StackConfig::new(&args, None).unwrap_err().to_string();
+        assert!(error.contains("colour"), "{error}");
+    }
+
+    #[test]
+    fn image_and_path_are_told_apart_by_the_flags() {
+        let words = |w: &[&str]| w.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
+        let none = StackArgs::default();
+        let got = image_and_path(&words(&["disk.img", "/a"]), &none, false).unwrap();
+        assert_eq!(got, (Some("disk.img".into()), Some("/a".into())));
+        let got = image_and_path(&words(&["/a"]), &flags("hdd"), false).unwrap();
+        assert_eq!(got, (None, Some("/a".into())));
+        assert!(image_and_path(&words(&["disk.img"]), &none, false).is_err());
+        assert!(image_and_path(&words(&["a", "b", "c"]), &none, true).is_err());
+    }
+}

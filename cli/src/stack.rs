@@ -1,0 +1,233 @@
+//! The only file that knows all layers: from a [`StackConfig`] to an open device.
+//!
+//! Layers are generic; each of the few concrete stacks is erased once, here, into a [`Dyn`]. A
+//! [`Probe`] stands above every layer, so that the live line and `--json` can say where time goes.
+
+use crate::args::CacheModeArg;
+use crate::config::{CryptConfig, SecretSource, StackConfig};
+use crate::failure::usage;
+use crate::secret;
+use anyhow::{Context, bail};
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use varve_block::dev::{FileDevice, FileOptions, Window};
+use varve_block::{BlockDevice, BufPool, Dyn, Extent, Rt, Sector, Sectors};
+use varve_cache::format::{BackingState, BackingSuper, CacheMode, DeviceFacts, Superblock};
+use varve_cache::{Cache, CacheView, OpenOptions};
+use varve_crypt::{
+    Crypt, CryptOptions, Key, MapOptions, PlainSpec, UnlockOptions, Volume, VolumeHandle,
+};
+
+/// Memory of the encryption layer: what requests whose buffers are shared are encrypted into.
+const CRYPT_POOL: usize = 64 << 20;
+
+/// The cache layer of a served stack.
+pub(crate) type LiveCache = Rc<Cache<FileDevice, FileDevice>>;
+
+/// An open stack.
+pub(crate) struct Stack {
+    pub(crate) top: Dyn,
+    pub(crate) cache: Option<LiveCache>,
+    /// What stands on what, bottom first, for people.
+    pub(crate) layers: Vec<String>,
+}
+
+impl Stack {
+    /// Ends background work and leaves everything durable. Every stack that was opened for writing
+    /// must end here; one that does not is a crash, which the formats survive.
+    pub(crate) async fn stop(self) -> anyhow::Result<()> {
+        if let Some(cache) = &self.cache {
+            cache.stop().await.context("the cache could not be stopped cleanly")?;
+            return Ok(());
+        }
+        if !self.top.geometry().read_only {
+            self.top.flush().await?;
+        }
+        Ok(())
+    }
+}
+
+/// Opens a file or device at the bottom of a stack.
+pub(crate) async fn open_device(
+    rt: &Rt,
+    path: &Path,
+    read_only: bool,
+) -> anyhow::Result<FileDevice> {
+    let options = FileOptions { read_only, ..FileOptions::default() };
+    Ok(FileDevice::open(rt, path, options).await?)
+}
+
+/// Opens everything `config` names, bottom up.
+///
+/// # Errors
+/// With one line that says which device, and what is wrong with it. Nothing was written then, but
+/// what recovery of a dirty cache set itself writes.
+pub(crate) async fn open(rt: &Rt, config: &StackConfig) -> anyhow::Result<Stack> {
+    // The key first: a wrong file name must not cost a journal replay.
+    let secret = match &config.crypt {
+        CryptConfig::None => None,
+        CryptConfig::Luks { secret, .. } | CryptConfig::Plain { secret, .. } => {
+            Some(read_key(secret)?)
+        }
+    };
+    let mut stack = open_below_crypt(rt, config).await?;
+    let Some(secret) = secret else { return Ok(stack) };
+    match add_crypt(rt, config, &secret, &stack).await {
+        Ok((top, what)) => {
+            stack.top = top;
+            stack.layers.push(what);
+            Ok(stack)
+        }
+        Err(error) => {
+            stack.stop().await?;
+            Err(error)
+        }
+    }
+}
+
+/// The secret in the crypt layer's locked memory.
+pub(crate) fn read_key(source: &SecretSource) -> anyhow::Result<Arc<Key>> {
+    Ok(Arc::new(Key::copy_from(&secret::read(source)?)))
+}
+
+async fn open_below_crypt(rt: &Rt, config: &StackConfig) -> anyhow::Result<Stack> {
+    let hdd = open_device(rt, &config.backing, config.read_only).await?;
+    let Some(ssd_path) = &config.cache else {
+        return uncached(config, hdd).await;
+    };
+    let ssd = open_device(rt, ssd_path, config.read_only).await?;
+    let mut layers =
+        vec![format!("disk {}", config.backing.display()), format!("cache {}", ssd_path.display())];
+    if let Some(wanted) = config.volume {
+        let found = backing_super(&hdd).await?;
+        if found.as_ref().is_none_or(|sb| sb.uuid != wanted) {
+            bail!("{} is not volume {wanted}", config.backing.display());
+        }
+    }
+    if config.read_only {
+        let view = CacheView::open(ssd, hdd).await?;
+        layers.push("journal replayed in memory, read-only".to_owned());
+        return Ok(Stack { top: Dyn::new(view), cache: None, layers });
+    }
+    let options = OpenOptions { mode: config.cache_mode.map(mode), ..OpenOptions::default() };
+    let cache = Rc::new(Cache::open(rt, ssd, hdd, options).await?);
+    Ok(Stack { top: Dyn::new(Rc::clone(&cache)), cache: Some(cache), layers })
+}
+
+/// A disk without its cache: what is on it decides whether that is safe.
+async fn uncached(config: &StackConfig, hdd: FileDevice) -> anyhow::Result<Stack> {
+    let name = config.backing.display();
+    let mut layers = vec![format!("disk {name}")];
+    let Some(sb) = backing_super(&hdd).await? else {
+        return Ok(Stack { top: Dyn::new(hdd), cache: None, layers });
+    };
+    match sb.state() {
+        BackingState::None => {}
+        state if config.allow_stale => {
+            tracing::warn!(dev = %name, ?state, "served without its cache: data may be old");
+            layers.push("WITHOUT its cache: data may be old".to_owned());
+        }
+        BackingState::Dirty => bail!(
+            "{name} has newer data in cache set {} that is not given: name it with --cache, or look \
+             at the old data with --read-only --allow-stale",
+            sb.set_uuid
+        ),
+        state => bail!(
+            "{name} belongs to cache set {} ({state:?}): name the cache with --cache, or look at \
+             the disk alone with --read-only --allow-stale",
+            sb.set_uuid
+        ),
+    }
+    let start = Sector(sb.data_offset);
+    let end = Sector(hdd.geometry().len.0);
+    let window = Window::new(hdd, Extent::between(start, end))?;
+    Ok(Stack { top: Dyn::new(window), cache: None, layers })
+}
+
+/// The bcache superblock of a disk, if it has one.
+pub(crate) async fn backing_super(hdd: &FileDevice) -> anyhow::Result<Option<BackingSuper>> {
+    let geometry = hdd.geometry();
+    if geometry.len < Sectors(24) {
+        return Ok(None);
+    }
+    let page = hdd.read(Sector(8), BufPool::new(0).take(Sectors(8)).await).await?;
+    if !Superblock::looks_like_one(&page) {
+        return Ok(None);
+    }
+    let facts = DeviceFacts {
+        sectors: geometry.len.0,
+        logical_block: u32::try_from(geometry.block.bytes())?,
+    };
+    match Superblock::parse(&page, facts) {
+        Ok(Superblock::Backing(sb)) => Ok(Some(sb)),
+        Ok(Superblock::Cache(_)) => {
+            bail!("{} is a cache device, not a disk: name it with --cache", geometry.dev)
+        }
+        Err(why) => Err(why).context(format!("{}: the bcache superblock is damaged", geometry.dev)),
+    }
+}
+
+async fn add_crypt(
+    rt: &Rt,
+    config: &StackConfig,
+    secret: &Arc<Key>,
+    stack: &Stack,
+) -> anyhow::Result<(Dyn, String)> {
+    let below = stack.top.clone();
+    let volume = match &config.crypt {
+        CryptConfig::None => unreachable!("asked only with a secret"),
+        CryptConfig::Plain { spec, secret: source } => {
+            if !matches!(source, SecretSource::KeyFile { .. }) {
+                return usage("--plain takes the volume key from --key-file");
+            }
+            plain(&below, spec, secret)?
+        }
+        CryptConfig::Luks { header, key_slot, .. } => {
+            let options = UnlockOptions { slot: *key_slot, ..UnlockOptions::default() };
+            match header {
+                None => varve_crypt::unlock(rt, &below, &options, secret).await?,
+                Some(path) => {
+                    let header = open_device(rt, path, true).await?;
+                    let len = below.geometry().len;
+                    varve_crypt::unlock_detached(rt, &header, len, &options, secret).await?
+                }
+            }
+        }
+    };
+    let what = format!("crypt {} {}", volume.cipher.text(), volume.uuid);
+    let options = CryptOptions { allow_discards: config.allow_discards, ..CryptOptions::default() };
+    let crypt = crypt_over(rt, below, volume, &options)?;
+    Ok((Dyn::new(crypt), what))
+}
+
+/// The encryption layer, with memory of its own.
+pub(crate) fn crypt_over<D: BlockDevice>(
+    rt: &Rt,
+    below: D,
+    volume: Volume,
+    options: &CryptOptions,
+) -> anyhow::Result<Crypt<D>> {
+    let pool = BufPool::new(CRYPT_POOL);
+    Ok(Crypt::new(rt, below, VolumeHandle::new(volume), pool, options)?)
+}
+
+fn plain(below: &Dyn, spec: &str, key: &Key) -> anyhow::Result<Volume> {
+    let spec = PlainSpec::parse(spec)?;
+    let options = MapOptions {
+        data_len: below.geometry().len,
+        detached: true,
+        allow_weak_key: false,
+        engine: varve_crypt::Engine::default(),
+    };
+    Ok(spec.open(key.duplicate(), &options)?)
+}
+
+pub(crate) fn mode(arg: CacheModeArg) -> CacheMode {
+    match arg {
+        CacheModeArg::Writethrough => CacheMode::Writethrough,
+        CacheModeArg::Writeback => CacheMode::Writeback,
+        CacheModeArg::Writearound => CacheMode::Writearound,
+        CacheModeArg::None => CacheMode::None,
+    }
+}
