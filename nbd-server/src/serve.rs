@@ -13,6 +13,9 @@
 //! drain timeout) until what was begun is answered, flushes every export, and only then closes: a
 //! kernel client whose connection breaks before a reply comes would send that write again.
 
+#[cfg(test)]
+mod tests;
+
 use crate::conn::Conn;
 use crate::hall::{Exports, Hall, Look};
 use crate::listen::{Address, Listen};
