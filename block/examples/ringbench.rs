@@ -1,21 +1,22 @@
 //! What one 4 KiB read costs through the runtime: `ringbench FILE [ring|threads] [reads]`.
 //!
-//! Reads FILE (at least 1 MiB of it, best on tmpfs or in the page cache) at random at depth 1 and 32
-//! and prints nanoseconds per read, five times each: the price of the loop, not of a disk.
+//! Reads FILE at random at depth 1 and 32 and prints nanoseconds per read, five times each, sorted.
+//! On tmpfs that is the price of the loop and of one copy, not of a disk.
 
-use std::os::unix::fs::OpenOptionsExt;
-use varve_block::rt::{Config, Engine, File, run};
-use varve_block::{BufPool, Prng, Rt, Sectors};
+use varve_block::dev::{FileDevice, FileOptions};
+use varve_block::rt::{Config, Engine, run};
+use varve_block::{BlockDevice, BufPool, Prng, Sector, Sectors};
 
-const LEN: u64 = 4096;
+const BLOCK: Sectors = Sectors(8);
 
-async fn reads(rt: Rt, file: File, pool: BufPool, blocks: u64, count: u64, seed: u64) {
+async fn reads(device: FileDevice, pool: BufPool, count: u64, seed: u64) {
+    let blocks = device.geometry().len.0 / BLOCK.0;
     let chance = Prng::new(seed);
-    let mut buf = pool.take(Sectors(LEN / 512)).await;
+    let mut buf = pool.take(BLOCK).await;
     for _ in 0..count {
-        buf = file.read_at(chance.below(blocks) * LEN, buf).await.expect("the file reads");
+        let at = Sector(chance.below(blocks) * BLOCK.0);
+        buf = device.read(at, buf).await.expect("the file reads");
     }
-    drop(rt);
 }
 
 fn main() -> std::io::Result<()> {
@@ -26,22 +27,19 @@ fn main() -> std::io::Result<()> {
         _ => Engine::Ring,
     };
     let total: u64 = args.next().map_or(1_000_000, |n| n.parse().expect("a number"));
-    let flags = args.next().map_or(0, |n| n.parse().expect("open flags"));
-    let file = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(&path)?;
-    let blocks = file.metadata()?.len() / LEN;
-    assert!(blocks > 0, "the file has at least one block");
     run(Config { engine, lanes: 1 }, move |rt| async move {
-        let file = File::new(&rt, file);
+        let options = FileOptions { read_only: true, ..FileOptions::default() };
+        let device = FileDevice::open(&rt, path, options).await.expect("the file opens");
         let pool = BufPool::new(64 << 20);
+        let mode = if device.is_direct() { "direct" } else { "buffered" };
         for depth in [1, 32] {
             let mut ns: Vec<u128> = Vec::new();
             for round in 0..5 {
                 let start = rt.now();
                 let tasks: Vec<_> = (0..depth)
                     .map(|n| {
-                        let (rt, file, pool) = (rt.clone(), file.clone(), pool.clone());
-                        let seed = round * 100 + n;
-                        rt.clone().spawn(reads(rt, file, pool, blocks, total / depth, seed))
+                        let (device, pool) = (device.clone(), pool.clone());
+                        rt.spawn(reads(device, pool, total / depth, round * 100 + n))
                     })
                     .collect();
                 for task in tasks {
@@ -50,7 +48,7 @@ fn main() -> std::io::Result<()> {
                 ns.push((rt.now() - start).as_nanos() / u128::from(total));
             }
             ns.sort_unstable();
-            println!("{engine:?} depth {depth}: {ns:?} ns per read");
+            println!("{engine:?} {mode} depth {depth}: {ns:?} ns per read");
         }
     })
 }

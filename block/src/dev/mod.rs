@@ -1,10 +1,12 @@
 //! Devices at the bottom of a stack, and the smallest layers.
 
+mod file;
 mod mem;
 pub mod sim;
 pub(crate) mod sys;
 mod window;
 
+pub use file::{FileDevice, FileHandle, FileOptions};
 pub use mem::Mem;
 pub use sim::SimDisk;
 pub use window::Window;

@@ -18,6 +18,35 @@ fn checked(result: libc::c_int) -> io::Result<()> {
     Ok(())
 }
 
+/// `_IO(0x12, 119)` of `linux/fs.h`.
+const BLKDISCARD: libc::Ioctl = 0x1277;
+/// Of `linux/loop.h`.
+const LOOP_GET_STATUS64: libc::Ioctl = 0x4C05;
+
+/// Gives up `[start, start + len)` in bytes of a block device: it may read as anything afterwards.
+pub(crate) fn blk_discard(device: &OwnedFd, start: u64, len: u64) -> io::Result<()> {
+    let range = [start, len];
+    // SAFETY: BLKDISCARD reads two 64-bit words, which `range` is until the call returns.
+    checked(unsafe { libc::ioctl(device.as_raw_fd(), BLKDISCARD, range.as_ptr()) })
+}
+
+/// `struct loop_info64` of `linux/loop.h`, as far as it matters.
+#[repr(C)]
+struct LoopInfo {
+    device: u64,
+    inode: u64,
+    rest: [u64; 27],
+}
+const _: () = assert!(size_of::<LoopInfo>() == 232);
+
+/// Device and inode number of the file behind a loop device.
+pub(crate) fn loop_backing(device: &OwnedFd) -> io::Result<(u64, u64)> {
+    let mut info = LoopInfo { device: 0, inode: 0, rest: [0; 27] };
+    // SAFETY: LOOP_GET_STATUS64 writes one `loop_info64`, whose size `info` has.
+    checked(unsafe { libc::ioctl(device.as_raw_fd(), LOOP_GET_STATUS64, &raw mut info) })?;
+    Ok((info.device, info.inode))
+}
+
 /// The write end of the pipe below, or -1. Read by the handler at any moment.
 static SIGNAL_PIPE: AtomicI32 = AtomicI32::new(-1);
 
@@ -29,7 +58,7 @@ extern "C" fn on_signal(signal: libc::c_int) {
     let errno = unsafe { libc::__errno_location() };
     // SAFETY: the slot is valid as long as the thread lives, which runs this handler.
     let saved = unsafe { errno.read() };
-    // SAFETY: one byte of the stack; write(2) is async-signal-safe. A full pipe holds news enough.
+    // SAFETY: the byte lives on this stack; write(2) is async-signal-safe. A full pipe holds news enough.
     unsafe { libc::write(pipe, (&raw const number).cast(), 1) };
     // SAFETY: as above; whoever was interrupted finds its errno as it left it.
     unsafe { errno.write(saved) };

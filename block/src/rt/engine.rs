@@ -86,6 +86,25 @@ pub fn run<T: 'static, F: Future<Output = T> + 'static>(
     }
 }
 
+/// A run whose host does what `judge` says.
+#[cfg(test)]
+pub(crate) fn run_on_fake<T: 'static, F: Future<Output = T> + 'static>(
+    judge: impl FnMut(&super::op::Op) -> super::fake::Verdict + 'static,
+    main: impl FnOnce(Rt) -> F,
+) -> T {
+    let host = Rc::new(super::fake::Fake::new(Clock::start(), Box::new(judge)));
+    let shared = Arc::new([LaneShared::new(Box::new(|| ()))]);
+    let running = Running::new(LaneId(0), host, shared).unwrap();
+    let rt = Rt::from_lane(Rc::clone(&running.lane));
+    let mut main = std::pin::pin!(rt.spawn(main(rt.clone())));
+    running.drive(|| main.is_finished());
+    drop(running);
+    match crate::sync::poll_once(main.as_mut()) {
+        std::task::Poll::Ready(value) => value,
+        std::task::Poll::Pending => unreachable!("main has finished"),
+    }
+}
+
 fn new_event() -> io::Result<Arc<OwnedFd>> {
     Ok(Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?))
 }

@@ -6,6 +6,7 @@ use crate::buf::{Data, IoBuf};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// An open file or block device on one lane; clones share the descriptor.
 #[derive(Clone)]
@@ -33,15 +34,19 @@ impl File {
     /// # Errors
     /// `UnexpectedEof` when the file ends before.
     pub async fn read_at(&self, at: u64, mut buf: IoBuf) -> io::Result<IoBuf> {
+        let mut patience = Patience::new();
         let mut done = 0;
         while done < buf.len() {
             let op = Op::Read { file: Arc::clone(&self.fd), at: at + done as u64, buf, from: done };
-            let (op, result) = self.rt.submit(op)?.await;
+            let (op, result) = self.rt.submit(op).await;
             let Op::Read { buf: back, .. } = op else {
                 unreachable!("an operation comes back as it went");
             };
             buf = back;
-            done += advance(result, buf.len() - done, io::ErrorKind::UnexpectedEof)?;
+            match advance(result, buf.len() - done, io::ErrorKind::UnexpectedEof) {
+                Ok(n) => done += n,
+                Err(e) => patience.wait(&self.rt, e).await?,
+            }
         }
         Ok(buf)
     }
@@ -51,39 +56,54 @@ impl File {
     /// # Errors
     /// `WriteZero` when the host takes nothing more without saying why. Part of the data may have
     /// been written after any error.
-    pub async fn write_at(&self, at: u64, mut data: Data, dsync: bool) -> io::Result<Data> {
+    pub async fn write_at(&self, at: u64, data: Data, dsync: bool) -> io::Result<Data> {
+        let (data, result) = self.try_write_at(at, data, dsync).await;
+        result.map(|()| data)
+    }
+
+    /// As [`File::write_at`]; the data comes back after an error, too.
+    pub(crate) async fn try_write_at(
+        &self,
+        at: u64,
+        mut data: Data,
+        dsync: bool,
+    ) -> (Data, io::Result<()>) {
+        let mut patience = Patience::new();
         let mut done = 0;
         while done < data.len() {
-            let op = Op::Write {
-                file: Arc::clone(&self.fd),
-                at: at + done as u64,
-                data,
-                from: done,
-                dsync,
-            };
-            let (op, result) = self.rt.submit(op)?.await;
+            let file = Arc::clone(&self.fd);
+            let op = Op::Write { file, at: at + done as u64, data, from: done, dsync };
+            let (op, result) = self.rt.submit(op).await;
             let Op::Write { data: back, .. } = op else {
                 unreachable!("an operation comes back as it went");
             };
             data = back;
-            done += advance(result, data.len() - done, io::ErrorKind::WriteZero)?;
+            match advance(result, data.len() - done, io::ErrorKind::WriteZero) {
+                Ok(n) => done += n,
+                Err(e) => {
+                    if let Err(e) = patience.wait(&self.rt, e).await {
+                        return (data, Err(e));
+                    }
+                }
+            }
         }
-        Ok(data)
+        (data, Ok(()))
     }
 
     /// fdatasync(2). It is not repeated on any error: after a failure the kernel has forgotten.
     pub async fn fdatasync(&self) -> io::Result<()> {
         let op = Op::DataSync { file: Arc::clone(&self.fd) };
-        self.rt.submit(op)?.await.1.map(drop)
+        self.rt.submit(op).await.1.map(drop)
     }
 
     /// Changes the allocation of a range of bytes, never the length of the file.
     pub async fn fallocate(&self, what: Allocate, at: u64, len: u64) -> io::Result<()> {
+        let mut patience = Patience::new();
         loop {
             let op = Op::Fallocate { file: Arc::clone(&self.fd), what, at, len };
-            match self.rt.submit(op)?.await.1 {
-                Err(e) if again(&e) => self.rt.yield_now().await,
-                result => return result.map(drop),
+            match self.rt.submit(op).await.1 {
+                Ok(_) => return Ok(()),
+                Err(e) => patience.wait(&self.rt, e).await?,
             }
         }
     }
@@ -95,21 +115,40 @@ impl AsFd for File {
     }
 }
 
-/// An interrupted call has done nothing, and a full request queue is a matter of time.
-pub(super) fn again(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock)
+/// How often a transfer may be told "not now" in a row, a millisecond apart.
+const RETRIES_MAX: u32 = 1000;
+
+/// Tries left of one operation. An interrupted call has done nothing; "not now" from a file means
+/// that the host is short of requests or memory, which is a matter of time.
+struct Patience(u32);
+
+impl Patience {
+    fn new() -> Patience {
+        Patience(RETRIES_MAX)
+    }
+
+    /// Waits, if it is worth while to try again after `error`; else gives it back.
+    async fn wait(&mut self, rt: &Rt, error: io::Error) -> io::Result<()> {
+        let later = error.kind() == io::ErrorKind::WouldBlock;
+        if self.0 == 0 || !(later || error.kind() == io::ErrorKind::Interrupted) {
+            return Err(error);
+        }
+        self.0 -= 1;
+        if later {
+            rt.sleep(Duration::from_millis(1)).await;
+        }
+        Ok(())
+    }
 }
 
 /// How many of the `left` bytes were moved. No progress is an error, and so is too much of it.
 fn advance(result: io::Result<Outcome>, left: usize, none: io::ErrorKind) -> io::Result<usize> {
-    match result {
-        Ok(Outcome::Count(0)) => Err(none.into()),
-        Ok(Outcome::Count(n)) => {
+    match result? {
+        Outcome::Count(0) => Err(none.into()),
+        Outcome::Count(n) => {
             assert!(n <= left, "the host moved {n} of {left} bytes");
             Ok(n)
         }
-        Ok(Outcome::Socket(_)) => unreachable!("a transfer returns a count"),
-        Err(e) if again(&e) => Ok(0),
-        Err(e) => Err(e),
+        Outcome::Socket(_) => unreachable!("a transfer returns a count"),
     }
 }

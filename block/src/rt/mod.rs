@@ -8,6 +8,8 @@
 
 mod engine;
 mod executor;
+#[cfg(test)]
+pub(crate) mod fake;
 mod file;
 #[cfg(test)]
 mod loomed;
@@ -29,11 +31,15 @@ mod atomics {
     pub(crate) use std::sync::atomic::{AtomicU8, Ordering};
 }
 
+#[cfg(test)]
+pub(crate) use engine::run_on_fake;
 pub use engine::{Config, Engine, probe_ring, run};
 pub use executor::{LaneId, Task};
 pub use file::File;
 pub use net::{Conn, Listener, Stream};
 pub use op::Allocate;
+#[cfg(test)]
+pub(crate) use op::Op as HostOp;
 pub use prng::Prng;
 pub use signals::{Signal, Signals};
 pub use sim::{Deadlock, Sim};
@@ -157,13 +163,15 @@ impl Rt {
         self.0.driver().host().map(executor::Host::engine)
     }
 
-    /// Starts an operation on the host now; the future waits for its end.
-    ///
-    /// # Errors
-    /// `Unsupported` in a simulated world, which has no host.
-    pub(crate) fn submit(&self, op: Op) -> io::Result<Submitted> {
-        let host = self.0.driver().host().ok_or(io::ErrorKind::Unsupported)?;
-        Ok(Submitted { lane: Rc::clone(&self.0), key: Some(host.submit(op)) })
+    /// Starts an operation on the host now; the future waits for its end. In a simulated world,
+    /// which has no host, it ends as `Unsupported`.
+    pub(crate) fn submit(&self, op: Op) -> Submitted {
+        let lane = Rc::clone(&self.0);
+        let state = match lane.driver().host() {
+            Some(host) => Submission::Running(host.submit(op)),
+            None => Submission::Refused(op),
+        };
+        Submitted { lane, state }
     }
 
     /// A bounded queue between lanes.
@@ -182,7 +190,13 @@ impl fmt::Debug for Rt {
 /// leaves both to the engine until their end, see [`op`].
 pub(crate) struct Submitted {
     lane: Rc<Lane>,
-    key: Option<OpKey>,
+    state: Submission,
+}
+
+enum Submission {
+    Running(OpKey),
+    Refused(Op),
+    Spent,
 }
 
 impl Submitted {
@@ -195,20 +209,23 @@ impl Future for Submitted {
     type Output = (Op, io::Result<Outcome>);
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let key = self.key.expect("polled after the end");
-        match self.host().poll_op(key, cx.waker()) {
-            Some(ended) => {
-                self.key = None;
-                Poll::Ready(ended)
-            }
-            None => Poll::Pending,
+        if let Submission::Running(key) = self.state {
+            let Some(ended) = self.host().poll_op(key, cx.waker()) else {
+                return Poll::Pending;
+            };
+            self.state = Submission::Spent;
+            return Poll::Ready(ended);
+        }
+        match std::mem::replace(&mut self.state, Submission::Spent) {
+            Submission::Refused(op) => Poll::Ready((op, Err(io::ErrorKind::Unsupported.into()))),
+            _ => panic!("polled after the end"),
         }
     }
 }
 
 impl Drop for Submitted {
     fn drop(&mut self) {
-        if let Some(key) = self.key.take() {
+        if let Submission::Running(key) = self.state {
             self.host().abandon(key);
         }
     }

@@ -1,12 +1,12 @@
 //! Connections: sockets of the host, and pipes of memory that look the same.
 
 use super::engine::Engine;
-use super::file::again;
 use super::op::{Fd, Op, Outcome};
 use super::{Rt, pipe};
 use crate::buf::{IoBuf, IoView};
 use rustix::net::{Shutdown, shutdown};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -75,7 +75,7 @@ impl Stream {
         socket.set_nonblocking(rt.engine() == Some(Engine::Threads))?;
         let fd: Fd = Arc::new(socket.into());
         let op = Op::Connect { socket: Arc::clone(&fd), to: Box::new(to) };
-        rt.submit(op)?.await.1?;
+        rt.submit(op).await.1?;
         let rt = rt.clone();
         Ok(Stream(Kind::Socket { rt, fd }))
     }
@@ -131,13 +131,14 @@ impl Stream {
         };
         loop {
             let op = Op::Recv { socket: Arc::clone(fd), buf, part: part.clone(), all };
-            let (op, result) = rt.submit(op)?.await;
+            let (op, result) = rt.submit(op).await;
             let Op::Recv { buf: back, .. } = op else {
                 unreachable!("an operation comes back as it went");
             };
             buf = back;
-            if let Some(n) = moved(result, room)? {
-                return Ok((n, buf));
+            match moved(result, room) {
+                Ok(n) => return Ok((n, buf)),
+                Err(e) => not_now(e, || rt.readable(fd)).await?,
             }
         }
     }
@@ -171,10 +172,10 @@ impl Stream {
         };
         loop {
             let op = Op::Send { socket: Arc::clone(fd), parts: parts.to_vec(), from };
-            match moved(rt.submit(op)?.await.1, left)? {
-                Some(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Some(n) => return Ok(n),
-                None => {}
+            match moved(rt.submit(op).await.1, left) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => return Ok(n),
+                Err(e) => not_now(e, || rt.writable(fd)).await?,
             }
         }
     }
@@ -197,16 +198,26 @@ impl Stream {
     }
 }
 
-/// How many bytes, or `None` when it must be tried again.
-fn moved(result: io::Result<Outcome>, most: usize) -> io::Result<Option<usize>> {
-    match result {
-        Ok(Outcome::Count(n)) => {
+fn moved(result: io::Result<Outcome>, most: usize) -> io::Result<usize> {
+    match result? {
+        Outcome::Count(n) => {
             assert!(n <= most, "the host moved {n} of {most} bytes");
-            Ok(Some(n))
+            Ok(n)
         }
-        Ok(Outcome::Socket(_)) => unreachable!("a transfer returns a count"),
-        Err(e) if again(&e) => Ok(None),
-        Err(e) => Err(e),
+        Outcome::Socket(_) => unreachable!("a transfer returns a count"),
+    }
+}
+
+/// Waits until it is worth while to try again after `error`, or gives it back.
+async fn not_now<F: Future<Output = io::Result<()>>>(
+    error: io::Error,
+    ready: impl FnOnce() -> F,
+) -> io::Result<()> {
+    match error.kind() {
+        io::ErrorKind::Interrupted => Ok(()),
+        // The engines wait by themselves; a descriptor that was made non-blocking may still say so.
+        io::ErrorKind::WouldBlock => ready().await,
+        _ => Err(error),
     }
 }
 
@@ -296,11 +307,14 @@ impl Listener {
     pub async fn accept(&self) -> io::Result<Stream> {
         loop {
             let op = Op::Accept { listener: Arc::clone(&self.fd) };
-            let socket = match self.rt.submit(op)?.await.1 {
+            let socket = match self.rt.submit(op).await.1 {
                 Ok(Outcome::Socket(socket)) => socket,
                 Ok(Outcome::Count(_)) => unreachable!("an accept returns a socket"),
-                Err(e) if again(&e) || e.kind() == io::ErrorKind::ConnectionAborted => continue,
-                Err(e) => return Err(e),
+                Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => continue,
+                Err(e) => {
+                    not_now(e, || self.rt.readable(&self.fd)).await?;
+                    continue;
+                }
             };
             if self.tcp_addr().is_some() {
                 SockRef::from(&socket).set_tcp_nodelay(true)?;
@@ -324,8 +338,8 @@ impl Rt {
     async fn poll_fd(&self, fd: &Fd, events: rustix::event::PollFlags) -> io::Result<()> {
         loop {
             let op = Op::Poll { fd: Arc::clone(fd), events };
-            match self.submit(op)?.await.1 {
-                Err(e) if again(&e) => {}
+            match self.submit(op).await.1 {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 result => return result.map(drop),
             }
         }

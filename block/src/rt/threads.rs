@@ -181,7 +181,7 @@ fn serve(queue: &Receiver<Job>, finished: &Finished) {
 }
 
 /// A file operation, on a worker.
-fn blocking(op: &mut Op) -> io::Result<Outcome> {
+pub(super) fn blocking(op: &mut Op) -> io::Result<Outcome> {
     let count = match op {
         Op::Read { file, at, buf, from } => rustix::io::pread(file, &mut buf[*from..], *at)?,
         Op::Write { file, at, data, from, dsync } => {
