@@ -87,6 +87,10 @@ pub enum OpenError {
     NoSlot { hdd: DevId, set: Uuid, slots: usize },
     #[error("{hdd} works in blocks of {hdd_block} sectors, the set in blocks of {set_block}")]
     BlockSize { hdd: DevId, hdd_block: u16, set_block: u32 },
+    #[error(
+        "{hdd}: data begin at sector {data_offset}, which is no multiple of its block of {block}"
+    )]
+    DataOffset { hdd: DevId, data_offset: u64, block: u64 },
     #[error("{dev} can be read but not written: {why}")]
     ReadOnly { dev: DevId, why: &'static str },
     #[error(

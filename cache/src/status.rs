@@ -23,6 +23,8 @@ pub struct Status {
     pub quarantine: Vec<(Extent, String)>,
     /// Set once the cache had to stop writing its index: why.
     pub safe_mode: Option<String>,
+    /// Requests go straight to the backing device: detached, or the set failed with nothing dirty.
+    pub uncached: bool,
 }
 
 /// Counters since the cache was opened.

@@ -40,12 +40,16 @@
 //!   that ends in a collision may have trimmed nothing, but never half.
 //! - Staleness is asked through [`Generations`]; nothing here remembers a generation.
 
+pub(crate) mod cache;
 pub(crate) mod fault;
+pub(crate) mod gc;
 pub(crate) mod insert;
 pub(crate) mod iter;
 #[cfg(test)]
 pub(crate) mod model;
 pub(crate) mod node;
+pub(crate) mod split;
+pub(crate) mod tree;
 pub(crate) mod verify;
 
 pub(crate) use fault::PredFault;
