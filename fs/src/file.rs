@@ -82,13 +82,34 @@ impl Target<'_> {
     }
 }
 
+/// Where sectors are read to.
+enum Into<'a> {
+    /// This range of the file, in the target itself.
+    Target(Range<u64>),
+    /// Elsewhere, on behalf of this place in the file.
+    Other(&'a mut [u8], Owner),
+}
+
 impl<D: BlockDevice> Fs<D> {
     /// Up to `len` bytes of a file or symbolic link from `offset` on: fewer only at its end.
     ///
     /// # Errors
-    /// `Corrupt` or `Io` when a part of the range has no good copy, naming root, inode, offset and
-    /// logical address. Nothing is returned then: ask for smaller ranges to get at the rest.
+    /// As [`Fs::read_into`].
     pub async fn read(&self, id: InodeId, offset: u64, len: usize) -> Result<Vec<u8>> {
+        let size = self.inode(id).await?.size;
+        // A file may claim any size; what is allocated is bounded by what was asked for.
+        let mut out = vec![0; len.min(to_usize(size.saturating_sub(offset)))];
+        let len = self.read_into(id, offset, &mut out).await?;
+        out.truncate(len);
+        Ok(out)
+    }
+
+    /// Fills `out` from `offset` on and says how many bytes there were: fewer only at the end.
+    ///
+    /// # Errors
+    /// `Corrupt` or `Io` when a part of the range has no good copy, naming root, inode, offset and
+    /// logical address. `out` is unspecified then: ask for smaller ranges to get at the rest.
+    pub async fn read_into(&self, id: InodeId, offset: u64, out: &mut [u8]) -> Result<usize> {
         let subvolume = self.subvolume(id.root).await?;
         let inode = self.inode(id).await?;
         match inode.file_type() {
@@ -98,14 +119,15 @@ impl<D: BlockDevice> Fs<D> {
             }
             _ => return Err(Error::new(ErrorKind::Invalid, format!("{id} has no contents"))),
         }
-        let left = inode.size.saturating_sub(offset);
-        let mut out = vec![0; len.min(to_usize(left))];
+        let len = out.len().min(to_usize(inode.size.saturating_sub(offset)));
+        let (out, _) = out.split_at_mut(len);
         if !out.is_empty() {
+            out.fill(0); // holes
             let ino = id.ino;
             let (subvolume, inode) = (&*subvolume, &inode);
-            self.fill(Target { subvolume, ino, inode, start: offset, out: &mut out }).await?;
+            self.fill(Target { subvolume, ino, inode, start: offset, out }).await?;
         }
-        Ok(out)
+        Ok(len)
     }
 
     /// Visits the extents that touch the target. What no extent covers is a hole, and zero already.
@@ -178,23 +200,29 @@ impl<D: BlockDevice> Fs<D> {
             return Err(target.damaged(at, what));
         }
         let sector = u64::from(self.volume.rules.sectorsize);
+        let mut edge = vec![0; to_usize(sector)];
         let mut from = range.start;
         while from < range.end {
-            // Whole sectors of the extent, as many as one window holds.
             let inside = place.offset + (from - at);
-            let first = inside - inside % sector;
-            let to = range.end.min(from + WINDOW - inside % sector);
-            let last = (inside + (to - from)).next_multiple_of(sector);
-            let mut window = vec![0; to_usize(last - first)];
-            let owner = target.owner(from.wrapping_sub(inside - first));
+            let skip = inside % sector;
             let logical = place
                 .disk_bytenr
-                .checked_add(first)
+                .checked_add(inside - skip)
                 .ok_or_else(|| target.damaged(at, "extent beyond the address space"))?;
-            self.read_checked(target, logical, &mut window, &owner).await?;
-            let skip = to_usize(inside - first);
-            let want = window.get(skip..skip + to_usize(to - from)).unwrap_or(&[]);
-            target.slice(&(from..to)).copy_from_slice(want);
+            let left = range.end - from;
+            let to = if skip == 0 && left >= sector {
+                // Whole sectors go where they belong at once, as many as one window holds.
+                let to = from + (left - left % sector).min(WINDOW);
+                self.read_checked(target, logical, Into::Target(from..to)).await?;
+                to
+            } else {
+                let to = from + left.min(sector - skip);
+                let owner = target.owner(from.wrapping_sub(skip));
+                self.read_checked(target, logical, Into::Other(&mut edge, owner)).await?;
+                let want = edge.get(to_usize(skip)..to_usize(skip + (to - from)));
+                target.slice(&(from..to)).copy_from_slice(want.unwrap_or(&[]));
+                to
+            };
             from = to;
         }
         Ok(())
@@ -227,7 +255,8 @@ impl<D: BlockDevice> Fs<D> {
             None => {
                 let mut packed = vec![0; to_usize(place.disk_num_bytes)];
                 let owner = target.owner(at.wrapping_sub(place.offset));
-                self.read_checked(target, place.disk_bytenr, &mut packed, &owner).await?;
+                let into = Into::Other(&mut packed, owner);
+                self.read_checked(target, place.disk_bytenr, into).await?;
                 let mut plain = vec![0; len];
                 let sectorsize = self.volume.rules.sectorsize as usize;
                 unpack(extent.compression, &packed, &mut plain, sectorsize)
@@ -246,18 +275,24 @@ impl<D: BlockDevice> Fs<D> {
     /// Whole sectors of data, with their checksums where the inode has them.
     async fn read_checked(
         &self,
-        target: &Target<'_>,
+        target: &mut Target<'_>,
         at: Logical,
-        out: &mut [u8],
-        owner: &Owner,
+        into: Into<'_>,
     ) -> Result<()> {
         let unchecked =
             target.inode.flags.contains(InodeFlags::NODATASUM) || self.options.ignore_data_csums;
+        let (out, owner) = match into {
+            Into::Target(range) => {
+                let owner = target.owner(range.start);
+                (target.slice(&range), owner)
+            }
+            Into::Other(out, owner) => (out, owner),
+        };
         let sums = match unchecked {
             true => None,
             false => Some(self.sums(at, out.len() as u64).await?),
         };
-        self.volume.read_data(at, out, sums.as_ref(), owner).await
+        self.volume.read_data(at, out, sums.as_ref(), &owner).await
     }
 
     /// The digests of `[at, at + len)`.

@@ -207,7 +207,14 @@ async fn gather<D: BlockDevice>(
             ));
             continue;
         }
-        let DevItem { devid, uuid, .. } = sb.dev_item;
+        let DevItem { devid, uuid, total_bytes, .. } = sb.dev_item;
+        if geometry.len.bytes() < total_bytes {
+            warnings.push(format!(
+                "{} has {} bytes of {total_bytes}: the end is missing",
+                geometry.dev,
+                geometry.len.bytes()
+            ));
+        }
         if members.iter().any(|member| member.devid == devid) {
             let message = format!("{}: device {devid} was given twice", geometry.dev);
             return Err(Error::new(ErrorKind::Invalid, message));

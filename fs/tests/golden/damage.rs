@@ -161,7 +161,7 @@ fn bad_data_names_root_inode_offset_and_place() {
         assert_eq!(bytes.iter().filter(|byte| **byte == b'X').count(), 1);
         // The same sector unreadable: an I/O error, and only for it.
         let sector = at - at % 4096;
-        rig.broken.replace(vec![sector..sector + 1]);
+        rig.broken.borrow_mut().push(sector..sector + 1);
         let error = fs.read(id, 0, 1 << 20).await.err().unwrap();
         assert_eq!((error.kind, error.place.offset), (ErrorKind::Io, Some(4096)));
         assert_eq!(fs.read(id, 8192, 9999).await.unwrap().len(), 9999);

@@ -2,8 +2,8 @@
 //! is, the walk ends, with values.
 
 use crate::image::{golden, in_sim, open, walk};
-use varve_block::dev::Mem;
-use varve_block::{Prng, Rt, Sim};
+use varve_block::dev::{Mem, Window};
+use varve_block::{Extent, Prng, Rt, Sector, Sectors, Sim};
 use varve_fs::csum::CsumType;
 use varve_fs::format::block::Header;
 use varve_fs::format::chunk::GroupFlags;
@@ -23,7 +23,7 @@ async fn tree_blocks(device: &Mem) -> Vec<[u64; 2]> {
             let places = [chunk.stripes[0].offset + off, chunk.stripes[1].offset + off];
             let mut block = vec![0; 101];
             device.peek(places[0], &mut block);
-            if Header::parse(&block).unwrap().bytenr.0 == start.0 + off {
+            if Header::parse(&block).expect("101 bytes").bytenr.0 == start.0 + off {
                 blocks.push(places);
             }
         }
@@ -36,14 +36,14 @@ fn mutate(device: &Mem, places: [u64; 2], chance: &Prng) {
     let mut block = vec![0; NODE];
     device.peek(places[0], &mut block);
     for _ in 0..=chance.below(4) {
-        let room = if chance.below(2) == 0 { 400 } else { NODE as u64 };
+        let room = if chance.below(2) == 0 { 400 } else { NODE };
         // The address stays: a wrong one would be refused at once.
-        let at = 0x38 + usize::try_from(chance.below(room - 0x38)).unwrap();
+        let at = 0x38 + chance.index(room - 0x38);
         let bit = 1u8 << chance.below(8);
         block[at] = match chance.below(3) {
             0 => block[at] ^ bit,
             1 => chance.next_u64().to_le_bytes()[0],
-            _ => [0, 0xFF][usize::try_from(chance.below(2)).unwrap()],
+            _ => [0, 0xFF][chance.index(2)],
         };
     }
     let sum = CsumType::Crc32c.digest(&block[32..]);
@@ -92,7 +92,7 @@ fn no_sealed_damage_to_the_superblock_panics_or_hangs() {
             let chance = Prng::new(seed);
             let mut sb = saved.clone();
             for _ in 0..=chance.below(3) {
-                let at = 0x20 + usize::try_from(chance.below(0x3c0)).unwrap();
+                let at = 0x20 + chance.index(0x3c0);
                 sb[at] = chance.next_u64().to_le_bytes()[0];
             }
             let sum = CsumType::Crc32c.digest(&sb[32..]);
@@ -109,12 +109,17 @@ fn no_sealed_damage_to_the_superblock_panics_or_hangs() {
 
 #[test]
 fn a_truncated_device_is_an_error() {
-    let whole = golden().to_vec();
-    for len in [0usize, 512, 65536, 69632, 70000, 1 << 20, 30 << 20, 80 << 20] {
-        let device = Mem::from_bytes(&whole[..len]);
+    for len in [0u64, 512, 65536, 69632, 70144, 1 << 20, 30 << 20, 80 << 20] {
+        let part = Extent::new(Sector(0), Sectors(len >> 9));
+        let device = Window::new(golden(), part).expect("a part of the image");
         Sim::new(1).run(|_: Rt| async move {
-            if let Ok(fs) = Fs::open(device, OpenOptions::default()).await {
-                walk(&fs).await;
+            match Fs::open(device, OpenOptions::default()).await {
+                Err(error) => assert!(len < 80 << 20, "{len}: {error}"),
+                Ok(fs) => {
+                    assert!(fs.warnings()[0].ends_with("the end is missing"));
+                    // The second copies of metadata are behind 80 MiB, and no data.
+                    assert_eq!(walk(&fs).await.failed > 0, len < 80 << 20, "{len}");
+                }
             }
         });
     }

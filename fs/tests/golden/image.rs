@@ -3,6 +3,7 @@
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::sync::OnceLock;
 use varve_block::dev::Mem;
 use varve_block::{BlockDevice, Rt, Sectors, Sim};
 use varve_fs::format::inode::FileType;
@@ -15,18 +16,30 @@ const PACKED: &[u8] =
     include_bytes!("../../../tests/images/010-kernel-btrfs-one-of-everything/image.zst");
 const SIZE: u64 = 112 << 20;
 
+const CHUNK: usize = 65536;
+
+/// The parts of the image that are not zero, unpacked once for all tests.
+fn parts() -> &'static [(u64, Vec<u8>)] {
+    static PARTS: OnceLock<Vec<(u64, Vec<u8>)>> = OnceLock::new();
+    PARTS.get_or_init(|| {
+        let mut plain = zstd::stream::read::Decoder::new(PACKED).expect("a zstd stream");
+        let mut buf = vec![0; CHUNK];
+        let mut parts = Vec::new();
+        for at in (0..SIZE).step_by(CHUNK) {
+            std::io::Read::read_exact(&mut plain, &mut buf).expect("a whole image");
+            if buf.iter().any(|byte| *byte != 0) {
+                parts.push((at, buf.clone()));
+            }
+        }
+        parts
+    })
+}
+
 /// A fresh copy of the image, without its holes.
 pub(crate) fn golden() -> Mem {
     let mem = Mem::new(Sectors(SIZE >> 9));
-    let mut plain = zstd::stream::read::Decoder::new(PACKED).expect("a zstd stream");
-    let mut buf = vec![0; 65536];
-    let mut at = 0;
-    while at < SIZE {
-        std::io::Read::read_exact(&mut plain, &mut buf).expect("a whole image");
-        if buf.iter().any(|byte| *byte != 0) {
-            mem.poke(at, &buf);
-        }
-        at += buf.len() as u64;
+    for (at, bytes) in parts() {
+        mem.poke(*at, bytes);
     }
     mem
 }
