@@ -20,6 +20,7 @@ use crate::conn::Conn;
 use crate::hall::{Exports, Hall, Look};
 use crate::listen::{Address, Listen};
 use crate::stats::Stats;
+use socket2::{Domain, TcpKeepalive};
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::io;
@@ -33,6 +34,12 @@ use varve_block::{BufPool, Dyn, Export, LaneId, Rt, Task};
 
 /// After an accept that failed, for want of descriptors most likely, before the next.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Bytes that may wait in a Unix socket.
+const SEND_BUFFER: usize = 2 << 20;
+/// A TCP peer that is silent for so long is asked whether it lives, so often, at this distance.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_PROBES: u32 = 5;
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// Connections on their way to a lane.
 const MAILBOX: usize = 16;
 
@@ -270,6 +277,9 @@ impl Door {
             self.stats.connections_refused.add(1);
             return;
         };
+        if let Err(error) = tune(&stream) {
+            tracing::debug!(%error, "socket options"); // it serves all the same
+        }
         let guest = Guest { _open: open, negotiating };
         let mail = {
             let lanes = self.lanes.mail.borrow();
@@ -282,6 +292,19 @@ impl Door {
             let _ = mail.send(Message::Connection { peer: stream.detach(), guest }).await;
         }
     }
+}
+
+/// Sets what makes a connection fast, and what notices a peer that has vanished.
+fn tune(stream: &Stream) -> io::Result<()> {
+    let Some(socket) = stream.socket() else { return Ok(()) };
+    // A whole reply of 1 MiB and the next one fit, so that the client copies one while we make the
+    // other. The host may grant less. TCP sizes its buffers by itself, and better.
+    if socket.domain()? == Domain::UNIX {
+        return socket.set_send_buffer_size(SEND_BUFFER);
+    }
+    let probes = TcpKeepalive::new().with_time(KEEPALIVE_IDLE);
+    let probes = probes.with_interval(KEEPALIVE_INTERVAL).with_retries(KEEPALIVE_PROBES);
+    socket.set_tcp_keepalive(&probes)
 }
 
 /// One lane, from its first connection to the stop.

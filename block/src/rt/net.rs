@@ -180,6 +180,14 @@ impl Stream {
         }
     }
 
+    /// The socket, for setting its options; a pipe of memory has none.
+    pub fn socket(&self) -> Option<SockRef<'_>> {
+        match &self.0 {
+            Kind::Socket { fd, .. } => Some(SockRef::from(fd)),
+            Kind::Pipe(_) => None,
+        }
+    }
+
     /// Ends both directions. Whoever waits in `recv` or `send`, here or there, returns.
     pub fn shutdown(&self) {
         match &self.0 {

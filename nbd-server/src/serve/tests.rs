@@ -147,6 +147,23 @@ fn tcp_takes_a_port_of_the_hosts_choice() {
 }
 
 #[test]
+fn an_accepted_tcp_connection_is_watched() {
+    engines(async |rt| {
+        let listener = varve_block::rt::Listener::tcp(&rt, "127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = Address::Tcp(listener.tcp_addr().unwrap());
+        let (_client, accepted) =
+            varve_block::sync::join(Client::connect(&rt, &address), listener.accept()).await;
+        let accepted = accepted.unwrap();
+        tune(&accepted).unwrap();
+        let socket = accepted.socket().unwrap();
+        assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(60));
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(10));
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), 5);
+    });
+}
+
+#[test]
 fn a_place_that_is_taken_is_refused_and_a_stale_one_replaced() {
     engines(async |rt| {
         let dir = tempfile::tempdir().unwrap();
