@@ -166,8 +166,23 @@ impl Metadata {
             notes,
         };
         metadata.check(&root, hdr_size)?;
+        metadata.notes.extend(metadata.cheap_slots());
         metadata.json = json;
         Ok(metadata)
+    }
+
+    /// Slots whose secret could be guessed for next to nothing (check 26): opened, with a remark.
+    fn cheap_slots(&self) -> Vec<String> {
+        let floor = u64::from(crate::kdf::PBKDF2_ITERATIONS_MIN);
+        let cheap = |(id, slot): (&u32, &Keyslot)| match &slot.kind {
+            KeyslotKind::Luks2(Luks2Slot { kdf: SlotKdf::Pbkdf2 { iterations, .. }, .. })
+                if *iterations < floor =>
+            {
+                Some(format!("keyslot {id} has only {iterations} PBKDF2 iterations"))
+            }
+            _ => None,
+        };
+        self.keyslots.iter().filter_map(cheap).collect()
     }
 
     /// The digest that names this keyslot. Exactly one does: `parse` saw to it.
