@@ -2,11 +2,13 @@
 
 mod file;
 mod mem;
+mod remote;
 pub mod sim;
 pub(crate) mod sys;
 mod window;
 
 pub use file::{FileDevice, FileHandle, FileOptions};
 pub use mem::Mem;
+pub use remote::{Remote, RemoteHandle};
 pub use sim::SimDisk;
 pub use window::Window;

@@ -5,6 +5,7 @@ use super::op::{Op, OpKey, Outcome};
 use super::parking::Parking;
 use super::{Instant, Prng, Rt};
 use slab::Slab;
+use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
@@ -221,6 +222,8 @@ pub(crate) struct Lane {
     timers: RefCell<BTreeMap<(Instant, u64), Waker>>,
     next_timer: Cell<u64>,
     prng: Prng,
+    /// Things of this lane that [`Rt::shared`] finds by their number.
+    shares: RefCell<BTreeMap<u64, Rc<dyn Any>>>,
     /// Scratch for [`Lane::run_here`], kept to reuse its memory.
     batch: RefCell<VecDeque<TaskId>>,
 }
@@ -242,6 +245,7 @@ impl Lane {
             timers: RefCell::default(),
             next_timer: Cell::new(0),
             prng: Prng::new(seed),
+            shares: RefCell::default(),
             batch: RefCell::default(),
         })
     }
@@ -260,6 +264,10 @@ impl Lane {
 
     pub(crate) fn shared(&self) -> &Arc<LaneShared> {
         &self.shared
+    }
+
+    pub(crate) fn shares(&self) -> &RefCell<BTreeMap<u64, Rc<dyn Any>>> {
+        &self.shares
     }
 
     pub(crate) fn prng(&self) -> &Prng {
@@ -408,14 +416,17 @@ impl Lane {
         drop(retired);
     }
 
-    /// Drops every task, as the end of a lane does. Tasks may spawn while they drop.
+    /// Drops every task and every shared thing, as the end of a lane does. They may hold the lane
+    /// itself, and tasks may spawn while they drop.
     pub(crate) fn drop_tasks(&self) {
         loop {
-            let tasks = std::mem::take(&mut *self.tasks.borrow_mut());
-            if tasks.is_empty() {
+            let tasks = self.tasks.take();
+            let shares = self.shares.take();
+            if tasks.is_empty() && shares.is_empty() {
                 return;
             }
             drop(tasks);
+            drop(shares);
         }
     }
 

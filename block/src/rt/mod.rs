@@ -53,6 +53,7 @@ use std::io;
 use std::ops::{Add, Sub};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -82,10 +83,6 @@ pub struct Rt(Rc<Lane>);
 impl Rt {
     pub(crate) fn from_lane(lane: Rc<Lane>) -> Rt {
         Rt(lane)
-    }
-
-    pub(crate) fn inner(&self) -> &Rc<Lane> {
-        &self.0
     }
 
     pub fn now(&self) -> Instant {
@@ -172,6 +169,26 @@ impl Rt {
             None => Submission::Refused(op),
         };
         Submitted { lane, state }
+    }
+
+    /// Keeps `thing` on this lane under a number that is unique in the process: who comes back with
+    /// it gets the same thing.
+    pub(crate) fn share<T: 'static>(&self, thing: Rc<T>) -> u64 {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let share = NEXT.fetch_add(1, Ordering::Relaxed);
+        self.0.shares().borrow_mut().insert(share, thing);
+        share
+    }
+
+    /// What was kept on this lane under that number.
+    pub(crate) fn shared<T: 'static>(&self, share: u64) -> Option<Rc<T>> {
+        let thing = self.0.shares().borrow().get(&share).map(Rc::clone)?;
+        Some(thing.downcast().expect("a number stands for one thing"))
+    }
+
+    pub(crate) fn unshare(&self, share: u64) {
+        let thing = self.0.shares().borrow_mut().remove(&share);
+        drop(thing);
     }
 
     /// A bounded queue between lanes.
