@@ -28,6 +28,8 @@ pub struct MakeOptions {
     pub data_offset: u64,
     /// The set that both devices belong to; random unless given.
     pub set_uuid: Option<Uuid>,
+    /// The devices' own uuids, cache and backing; random unless given.
+    pub device_uuids: Option<[Uuid; 2]>,
     pub mode: CacheMode,
     /// Discard buckets before they are reused.
     pub discard: bool,
@@ -43,6 +45,7 @@ impl Default for MakeOptions {
             block_size: None,
             data_offset: DATA_OFFSET_DEFAULT,
             set_uuid: None,
+            device_uuids: None,
             mode: CacheMode::default(),
             discard: false,
             replacement: Replacement::default(),
@@ -155,7 +158,7 @@ fn cache_super(
         return Err(MakeError::OneBlockBucket { bucket, block: block_size });
     }
     let format = FormatCache {
-        uuid: Uuid::new_v4(),
+        uuid: options.device_uuids.map_or_else(Uuid::new_v4, |[cache, _]| cache),
         set_uuid,
         label,
         device_sectors: geometry.len.0,
@@ -175,7 +178,7 @@ fn backing_super(
     block_size: u32,
 ) -> Result<BackingSuper, MakeError> {
     let format = FormatBacking {
-        uuid: Uuid::new_v4(),
+        uuid: options.device_uuids.map_or_else(Uuid::new_v4, |[_, backing]| backing),
         set_uuid,
         label,
         device_sectors: geometry.len.0,
