@@ -23,11 +23,10 @@
 #[cfg(test)]
 mod tests;
 
-use crate::admit::{InFlight, Ticket};
-use crate::execute::{self, PIECE};
+use crate::admit::InFlight;
+use crate::execute::{self, Job, PIECE, Session};
 use crate::hall::{Guest, Hall};
 use crate::nbd::handshake::{Handshake, Phase};
-use crate::nbd::reply::Style;
 use crate::nbd::transmit::{Command, Event, Request, Transmission};
 use crate::outbox::Outbox;
 use std::cell::Cell;
@@ -173,7 +172,7 @@ impl Conn {
         let writer = self.hall.rt.spawn(async move { conn.write_replies().await });
         let conn = Rc::clone(self);
         let watchdog = self.hall.rt.spawn(async move { conn.watch().await });
-        match self.read_requests(machine, &export, inbox).await {
+        match self.read_requests(machine, export, inbox).await {
             Ended::Gone => {}
             Ended::Broken => self.hall.stats.streams_broken.add(1),
         }
@@ -186,10 +185,10 @@ impl Conn {
     async fn read_requests(
         self: &Rc<Self>,
         mut machine: Transmission,
-        export: &Export<Dyn>,
+        export: Export<Dyn>,
         mut inbox: Inbox,
     ) -> Ended {
-        let style = Style::of(machine.agreed().structured);
+        let session = Session::new(Rc::clone(self), export, machine.agreed());
         loop {
             if self.hall.stopping() {
                 machine.stop();
@@ -211,18 +210,20 @@ impl Conn {
                     }
                 }
                 Some(Event::Execute(request)) => {
-                    let ticket = self.in_flight.admit(self.cost(&request)).await;
+                    let ticket = self.in_flight.admit(Conn::cost(&request)).await;
                     let Ok(payload) = inbox.payload(self, request.payload()).await else {
                         return Ended::Broken;
                     };
-                    self.begin(export, style, &machine, request, payload, ticket);
+                    self.hall.stats.requests.add(1);
+                    let job = Job { session: Rc::clone(&session), request };
+                    drop(self.hall.rt.spawn(job.run(payload, ticket)));
                 }
                 Some(Event::Refuse(refusal)) => {
                     let ticket = self.in_flight.admit_refusal().await;
                     self.hall.stats.requests_refused.add(1);
                     let (cookie, error) = (refusal.cookie, refusal.error);
                     self.outbox.push(Some(ticket), |reply| {
-                        reply.head(|out| style.failed(out, cookie, error, refusal.text));
+                        reply.head(|out| session.style.failed(out, cookie, error, refusal.text));
                     });
                 }
                 Some(Event::Disconnect) => return Ended::Gone,
@@ -234,29 +235,8 @@ impl Conn {
         }
     }
 
-    /// Starts a request as a task of its own.
-    fn begin(
-        self: &Rc<Self>,
-        export: &Export<Dyn>,
-        style: Style,
-        machine: &Transmission,
-        request: Request,
-        payload: Vec<IoBuf>,
-        ticket: Ticket,
-    ) {
-        self.hall.stats.requests.add(1);
-        let job = execute::Job {
-            conn: Rc::clone(self),
-            export: export.clone(),
-            style,
-            contexts: machine.contexts().to_vec(),
-            request,
-        };
-        drop(self.hall.rt.spawn(job.run(payload, ticket)));
-    }
-
     /// Bytes of memory a request needs before it may start.
-    fn cost(&self, request: &Request) -> usize {
+    fn cost(request: &Request) -> usize {
         match request.command {
             Command::Read { .. } => execute::footprint(execute::window(request.length)),
             Command::Write { .. } => execute::footprint(request.length as usize),

@@ -4,10 +4,12 @@ use crate::admit::Ticket;
 use crate::conn::Conn;
 use crate::hall::PAYLOAD_MAX;
 use crate::nbd::facts::Context;
+use crate::nbd::handshake::Negotiated;
 use crate::nbd::reply::{self, Last, Style};
 use crate::nbd::transmit::{Command, Request};
 use crate::nbd::wire::{AllocationFlags, Errno, StatusExtent};
 use crate::outbox::Writer;
+use std::cell::Cell;
 use std::rc::Rc;
 use varve_block::{
     Data, Durability, Dyn, Error, ErrorKind, Export, IoBuf, IoView, Result, Zero, chain,
@@ -27,12 +29,42 @@ const STATUS_MAX: usize = 8192;
 /// After a failed read, the good part is looked for in steps of these lengths.
 const PROBE_STEPS: [u32; 2] = [64 << 10, 4 << 10];
 
+/// So many looks for holes in a row may find nothing; then most reads go without one.
+const LOOKS_IN_VAIN_MAX: u32 = 8;
+/// One read in so many looks again, for the holes may begin further on.
+const LOOK_AGAIN: u32 = 32;
+
+/// What all requests of a connection need.
+pub(crate) struct Session {
+    conn: Rc<Conn>,
+    export: Export<Dyn>,
+    pub(crate) style: Style,
+    contexts: Vec<Context>,
+    looks_in_vain: Cell<u32>,
+}
+
+impl Session {
+    pub(crate) fn new(conn: Rc<Conn>, export: Export<Dyn>, agreed: &Negotiated) -> Rc<Session> {
+        Rc::new(Session {
+            conn,
+            export,
+            style: Style::of(agreed.structured),
+            contexts: agreed.contexts.clone(),
+            looks_in_vain: Cell::new(0),
+        })
+    }
+
+    /// Whether a long read should look for holes: a file without any is not asked every time.
+    fn looks_for_holes(&self) -> bool {
+        let vain = self.looks_in_vain.get();
+        self.looks_in_vain.set(vain.wrapping_add(1));
+        vain < LOOKS_IN_VAIN_MAX || vain.is_multiple_of(LOOK_AGAIN)
+    }
+}
+
 /// A request with all it needs.
 pub(crate) struct Job {
-    pub(crate) conn: Rc<Conn>,
-    pub(crate) export: Export<Dyn>,
-    pub(crate) style: Style,
-    pub(crate) contexts: Vec<Context>,
+    pub(crate) session: Rc<Session>,
     pub(crate) request: Request,
 }
 
@@ -47,12 +79,12 @@ impl Job {
     pub(crate) async fn run(self, payload: Vec<IoBuf>, ticket: Ticket) {
         let (cookie, offset) = (self.request.cookie, self.request.offset);
         let length = u64::from(self.request.length);
-        let export = &self.export;
+        let export = &self.session.export;
         let done = match self.request.command {
             Command::Read { whole } => return self.read(whole, ticket).await,
             Command::BlockStatus { one } => return self.status(one, ticket).await,
             Command::Flush => {
-                self.conn.hall.stats.flushes.add(1);
+                self.session.conn.hall.stats.flushes.add(1);
                 export.flush().await
             }
             _ if length == 0 => Ok(()),
@@ -66,22 +98,22 @@ impl Job {
             }
         };
         match done {
-            Ok(()) => self.push(ticket, |w| w.head(|out| self.style.done(out, cookie))),
+            Ok(()) => self.push(ticket, |w| w.head(|out| self.session.style.done(out, cookie))),
             Err(error) => self.failed(&error, ticket),
         }
     }
 
     fn push(&self, ticket: Ticket, f: impl FnOnce(&mut Writer<'_>)) {
-        self.conn.outbox.push(Some(ticket), f);
+        self.session.conn.outbox.push(Some(ticket), f);
     }
 
     fn failed(&self, error: &Error, ticket: Ticket) {
-        self.conn.hall.stats.requests_failed.add(1);
+        self.session.conn.hall.stats.requests_failed.add(1);
         let errno = errno(error.kind, self.request.command);
         let text = chain(error);
         tracing::debug!(error = %text, "request failed");
         self.push(ticket, |w| {
-            w.head(|out| self.style.failed(out, self.request.cookie, errno, &text));
+            w.head(|out| self.session.style.failed(out, self.request.cookie, errno, &text));
         });
     }
 
@@ -90,16 +122,18 @@ impl Job {
     async fn read(self, whole: bool, ticket: Ticket) {
         let (cookie, length) = (self.request.cookie, self.request.length);
         if length == 0 {
-            return self.push(ticket, |w| w.head(|out| self.style.done_empty_read(out, cookie)));
+            return self
+                .push(ticket, |w| w.head(|out| self.session.style.done_empty_read(out, cookie)));
         }
         // Keeps the request in flight between two windows.
-        let _going_on = (window(length) < length as usize).then(|| self.conn.in_flight.hold());
+        let _going_on =
+            (window(length) < length as usize).then(|| self.session.conn.in_flight.hold());
         let (mut at, mut left, mut ticket) = (self.request.offset, length, Some(ticket));
         while left > 0 {
             let n = u32::try_from(window(left)).expect("a window is at most the rest");
             let place = match ticket.take() {
                 Some(first) => first,
-                None => self.conn.in_flight.admit(footprint(n as usize)).await,
+                None => self.session.conn.in_flight.admit(footprint(n as usize)).await,
             };
             left -= n;
             let last = if left == 0 { Last::Yes } else { Last::No };
@@ -115,8 +149,8 @@ impl Job {
     async fn runs(&self, at: u64, n: u32, whole: bool) -> Result<Vec<Run>> {
         let mut runs = Vec::new();
         let mut from = at;
-        let may_have_holes = self.style == Style::Structured && !whole;
-        if may_have_holes && n >= LOOK_FOR_HOLES_MIN {
+        let may_have_holes = self.session.style == Style::Structured && !whole;
+        if may_have_holes && n >= LOOK_FOR_HOLES_MIN && self.session.looks_for_holes() {
             let end = at + u64::from(n);
             for (start, length) in self.holes(at, n).await {
                 if from < start {
@@ -139,38 +173,39 @@ impl Job {
     }
 
     async fn bytes(&self, at: u64, n: u32) -> Result<Vec<IoView>> {
-        let pool = &self.conn.hall.pool;
+        let pool = &self.session.conn.hall.pool;
         let n = n as usize;
         if n <= PIECE {
             let buf = pool.take_bytes(n).await;
-            return Ok(vec![self.export.read(at, buf).await?.freeze()]);
+            return Ok(vec![self.session.export.read(at, buf).await?.freeze()]);
         }
         let mut list = Vec::with_capacity(n.div_ceil(PIECE));
         for start in (0..n).step_by(PIECE) {
             list.push(pool.take_bytes(PIECE.min(n - start)).await);
         }
-        let list = self.export.read_list(at, list).await?;
+        let list = self.session.export.read_list(at, list).await?;
         Ok(list.into_iter().map(IoBuf::freeze).collect())
     }
 
     async fn write(&self, mut payload: Vec<IoBuf>, fua: bool) -> Result<()> {
         let offset = self.request.offset;
         let written = match (payload.len(), payload.pop()) {
-            (1, Some(only)) => self.export.write(offset, only, fua).await,
+            (1, Some(only)) => self.session.export.write(offset, only, fua).await,
             (_, last) => {
                 let list = payload.into_iter().chain(last).map(Data::Owned).collect();
-                self.export.write_list(offset, list, fua).await
+                self.session.export.write_list(offset, list, fua).await
             }
         };
         written.inspect(|()| {
-            self.conn.hall.stats.write_bytes.add(u64::from(self.request.length));
+            self.session.conn.hall.stats.write_bytes.add(u64::from(self.request.length));
         })
     }
 
     /// Ranges inside `n` bytes from `at` that are known to read as zeroes, without touching the
     /// medium. Not knowing is no failure: then it is read.
     async fn holes(&self, at: u64, n: u32) -> Vec<(u64, u32)> {
-        let known = self.export.block_status(at, u64::from(n), RUNS_MAX).await.unwrap_or_default();
+        let known =
+            self.session.export.block_status(at, u64::from(n), RUNS_MAX).await.unwrap_or_default();
         let mut holes: Vec<(u64, u32)> = Vec::new();
         let mut start = at;
         let end = at + u64::from(n);
@@ -185,6 +220,9 @@ impl Job {
             start += length;
         }
         holes.retain(|(_, length)| *length >= HOLE_MIN);
+        if !holes.is_empty() {
+            self.session.looks_in_vain.set(0);
+        }
         holes
     }
 
@@ -199,8 +237,8 @@ impl Job {
                         w.head(|out| reply::hole(out, cookie, at, length, last));
                     }
                     Run::Data(at, length, views) => {
-                        self.conn.hall.stats.read_bytes.add(u64::from(length));
-                        w.head(|out| match self.style {
+                        self.session.conn.hall.stats.read_bytes.add(u64::from(length));
+                        w.head(|out| match self.session.style {
                             Style::Simple => reply::simple(out, cookie, 0),
                             Style::Structured => reply::data(out, cookie, at, length, last),
                         });
@@ -214,20 +252,20 @@ impl Job {
     /// Tells what can be told: in chunks the good part and the place of the failure, otherwise only
     /// that it failed.
     async fn read_failed(&self, at: u64, n: u32, whole: bool, error: &Error, ticket: Ticket) {
-        if self.style == Style::Simple || whole {
+        if self.session.style == Style::Simple || whole {
             return self.failed(error, ticket);
         }
         let (mut views, good) = self.good_part(at, n).await;
         if good == n {
             return self.send_runs(vec![Run::Data(at, n, views)], Last::Yes, ticket);
         }
-        self.conn.hall.stats.requests_failed.add(1);
+        self.session.conn.hall.stats.requests_failed.add(1);
         let cookie = self.request.cookie;
         let text = chain(error);
         tracing::debug!(error = %text, "read failed");
         // The chunk has to cover the place that failed, so it ends in padding.
         let pad = (n - good).min(PROBE_STEPS[1]);
-        let mut zeroes = self.conn.hall.pool.take_bytes(pad as usize).await;
+        let mut zeroes = self.session.conn.hall.pool.take_bytes(pad as usize).await;
         zeroes.fill(0);
         views.push(zeroes.freeze());
         self.push(ticket, |w| {
@@ -262,11 +300,12 @@ impl Job {
     async fn status(self, one: bool, ticket: Ticket) {
         let (cookie, at, n) = (self.request.cookie, self.request.offset, self.request.length);
         let limit = if one { 1 } else { STATUS_MAX };
-        let known =
-            self.export.block_status(at, u64::from(n), limit).await.unwrap_or_else(|error| {
+        let known = self.session.export.block_status(at, u64::from(n), limit).await.unwrap_or_else(
+            |error| {
                 tracing::debug!(error = %chain(&error), "no status, said to be data");
                 Vec::new()
-            });
+            },
+        );
         let mut extents: Vec<(u32, AllocationFlags)> = Vec::new();
         let mut left = n;
         for run in known {
@@ -291,8 +330,8 @@ impl Job {
             .map(|(len, flags)| StatusExtent { length: (*len).into(), flags: flags.bits().into() })
             .collect();
         self.push(ticket, |w| {
-            for (n, context) in self.contexts.iter().enumerate() {
-                let last = if n + 1 == self.contexts.len() { Last::Yes } else { Last::No };
+            for (n, context) in self.session.contexts.iter().enumerate() {
+                let last = if n + 1 == self.session.contexts.len() { Last::Yes } else { Last::No };
                 w.head(|out| reply::status(out, cookie, *context, &wire, last));
             }
         });

@@ -250,12 +250,13 @@ struct Odd {
     slow: Option<(Rt, Duration)>,
     flushes: Cell<u32>,
     flushed_last: Cell<bool>,
+    looks: Cell<u32>,
 }
 
 impl Odd {
     fn new(mem: Mem) -> Odd {
         let (flushes, flushed_last) = (Cell::new(0), Cell::new(false));
-        Odd { mem, bad: Extent::default(), slow: None, flushes, flushed_last }
+        Odd { mem, bad: Extent::default(), slow: None, flushes, flushed_last, looks: Cell::new(0) }
     }
 
     fn bad(self, bad: Extent) -> Odd {
@@ -292,6 +293,15 @@ impl BlockDevice for Odd {
         self.flushes.set(self.flushes.get() + 1);
         self.flushed_last.set(true);
         Ok(())
+    }
+
+    async fn extents(
+        &self,
+        range: Extent,
+        limit: usize,
+    ) -> varve_block::Result<Vec<varve_block::ExtentStatus>> {
+        self.looks.set(self.looks.get() + 1);
+        self.mem.extents(range, limit).await
     }
 
     async fn discard(&self, range: Extent) -> varve_block::Result<()> {

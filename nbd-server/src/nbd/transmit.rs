@@ -19,7 +19,6 @@
 #[cfg(test)]
 mod tests;
 
-use super::facts::Context;
 use super::handshake::Negotiated;
 use super::wire::*;
 use zerocopy::{FromBytes, IntoBytes};
@@ -333,10 +332,5 @@ impl Transmission {
             return Ok(());
         }
         Err((Errno::Inval, "not a multiple of the minimum block size"))
-    }
-
-    /// The contexts a `BLOCK_STATUS` answers for.
-    pub fn contexts(&self) -> &[Context] {
-        &self.agreed.contexts
     }
 }

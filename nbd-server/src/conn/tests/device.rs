@@ -149,3 +149,26 @@ fn trim_and_write_zeroes_read_back_as_zeroes() {
         client.bye().await;
     });
 }
+
+#[test]
+fn a_disk_without_holes_is_not_asked_for_them_all_the_time_but_again_later() {
+    const LEN: u32 = 256 << 10;
+    Sim::new(2).run(|rt| async move {
+        let mem = Mem::new(Sectors::exact(SIZE).unwrap());
+        mem.poke(0, &pattern(0, LEN));
+        let odd = Rc::new(Odd::new(mem));
+        let hall = hall_of(&rt, Look::new("disk"), Dyn::new(Rc::clone(&odd)));
+        let client = connect(&hall, 70_000).negotiate(true).await;
+        for cookie in 0..64 {
+            assert!(client.read(cookie, 0, LEN).await == pattern(0, LEN));
+        }
+        assert!((8..16).contains(&odd.looks.get()), "{} looks", odd.looks.get());
+        let before = hall.stats.read_bytes.get();
+        for cookie in 0..40 {
+            assert!(client.read(cookie, 1 << 20, LEN).await == vec![0; LEN as usize]);
+        }
+        let sent = hall.stats.read_bytes.get() - before;
+        assert!(sent < 40 * u64::from(LEN), "no read found the hole");
+        client.bye().await;
+    });
+}
