@@ -5,6 +5,7 @@
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 
 pub(crate) mod fields;
+pub(crate) mod foreign;
 pub(crate) mod json;
 pub(crate) mod luks1;
 pub(crate) mod luks2;

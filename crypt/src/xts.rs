@@ -324,9 +324,9 @@ struct Context(NonNull<aws::EVP_CIPHER_CTX>);
 // SAFETY: a context is plain memory of the C library, tied to no thread; `Mutex` keeps users apart.
 unsafe impl Send for Context {}
 
-/// Bytes around the library's private context data that are locked: the two schedules of 14 rounds
-/// and the mode's pointers fit well.
-const SCHEDULE_BYTES: usize = 1024;
+/// Bytes of the library's private context data that are locked: two schedules of 15 round keys and
+/// their round counts, which lie at its start.
+const SCHEDULE_BYTES: usize = 2 * (15 * 16 + 8);
 
 impl Context {
     fn new(key: &Key, direction: Direction) -> Result<Context> {

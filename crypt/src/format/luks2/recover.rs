@@ -2,6 +2,7 @@
 
 use super::{BadCopy, HDR_SIZES, HeaderCopy, Luks2};
 use crate::error::{Error, Result};
+use crate::format::foreign;
 
 /// Finds the header in `head`, the first bytes of a device of `device_len` bytes (at least 8 MiB of
 /// them, or all). `only` takes one copy as it is and does not look at the other.
@@ -14,6 +15,9 @@ use crate::error::{Error, Result};
 /// | good | bad or absent | the primary, with a note |
 /// | bad or absent | good | the secondary, with a note |
 /// | | | neither good: the error of the first copy that was there at all |
+///
+/// A primary that is gone with another format's signature in its place was overwritten on purpose; what
+/// is left of the volume is not opened over it.
 ///
 /// Two good copies with different UUIDs belong to different volumes; opening either is a guess, and
 /// is refused until the operator names one (check 14).
@@ -36,6 +40,15 @@ pub(crate) fn recover(head: &[u8], device_len: u64, only: Option<HeaderCopy>) ->
             Ok(p)
         }
         (Err(e), Ok(mut s)) => {
+            if let (BadCopy::Absent(_), Some(name)) = (&e, foreign::find(head)) {
+                return Err(Error::refused(
+                    14,
+                    format!(
+                        "the primary header is gone and {name} is in its place; name the header copy \
+                         to use if this is still a LUKS volume"
+                    ),
+                ));
+            }
             s.notes.push(format!("the primary header is unusable: {}", why(&e)));
             Ok(s)
         }

@@ -134,6 +134,21 @@ fn one_good_copy_is_enough() {
 }
 
 #[test]
+fn a_file_system_over_the_primary_header_is_not_opened_through_the_secondary() {
+    let mut image = images::luks2_a();
+    image[..2048].fill(0);
+    image[1024 + 56..1024 + 58].copy_from_slice(b"\x53\xef");
+    let all = len(&image);
+    let e = recover(&image, all, None).unwrap_err();
+    assert!(e.to_string().contains("ext2/3/4"), "{e}");
+    assert_eq!(check_of(e), 14);
+    assert!(recover(&image, all, Some(HeaderCopy::Secondary)).is_ok(), "by name it opens");
+    let mut signed = images::luks2_a();
+    signed[512..520].copy_from_slice(b"LABELONE");
+    assert_eq!(check_of(recover(&signed, all, None).unwrap_err()), 14, "and a broken checksum");
+}
+
+#[test]
 fn each_broken_rule_of_the_binary_header_has_its_number() {
     let both = |change: &dyn Fn(&mut [u8]), seal: bool| {
         let mut image = images::luks2_a();
