@@ -1,8 +1,10 @@
 use super::*;
 use crate::format::superblock::SUPER_OFFSETS;
+use crate::fs::{Fs, OpenOptions};
 use crate::verify;
-use varve_block::Sim;
-use varve_block::dev::Mem;
+use varve_block::dev::sim::{Image, Plan as Faults};
+use varve_block::dev::{Mem, SimDisk};
+use varve_block::{DevId, Prng, Sim};
 
 fn identity() -> Identity {
     Identity {
@@ -107,4 +109,73 @@ fn a_btrfs_is_overwritten_only_by_force() {
         assert_eq!(detect(&device).await.unwrap().unwrap().at, 64 << 20);
         mkfs(&rt, &device, &MkfsOptions { force: true, ..options }).await.unwrap();
     });
+}
+
+fn disk(rt: &Rt, image: Image) -> SimDisk {
+    let geometry = Geometry::new(DevId::new("disk"), image.len());
+    SimDisk::new(rt, geometry, image, Faults::default())
+}
+
+/// Opens what a cut left by one of the superblocks, and reads what a fresh file system holds: its
+/// uuid, or why not.
+fn survey(image: Image, super_copy: usize) -> std::result::Result<Uuid, Error> {
+    Sim::new(3).run(move |rt| async move {
+        let options = OpenOptions { super_copy, ..OpenOptions::default() };
+        let fs = Fs::open(disk(&rt, image), options).await?;
+        assert!(fs.read_dir(fs.top(), 0, 10).await?.is_empty());
+        assert_eq!(fs.subvolumes().await?.len(), 1);
+        assert_eq!(fs.chunks().iter().count(), 3);
+        Ok(fs.superblock().fsid)
+    })
+}
+
+/// Over an older file system, at any moment: the old one whole, the new one whole, or none at all.
+#[test]
+fn a_power_cut_leaves_no_half_made_file_system() {
+    let size = Sectors(MIN_DUP >> 9);
+    let (old, new) = (Uuid::from_u128(0xA), Uuid::from_u128(0xB));
+    // One copy of metadata: two would hide that one was lost.
+    let with = |uuid| MkfsOptions {
+        uuid: Some(uuid),
+        force: true,
+        dup_metadata: false,
+        ..MkfsOptions::default()
+    };
+    let first: Image = Sim::new(1).run(move |rt| async move {
+        let disk = disk(&rt, Image::new(size));
+        mkfs(&rt, &disk, &with(old)).await.unwrap();
+        disk.settled()
+    });
+    let (mut olds, mut news, mut none) = (0, 0, 0);
+    for seed in 0..300 {
+        let first = first.clone();
+        let left = Sim::new(seed).run(move |rt| async move {
+            let disk = disk(&rt, first);
+            let chance = Prng::new(seed);
+            let (maker, options) = (disk.clone(), with(new));
+            let making = {
+                let rt = rt.clone();
+                rt.clone().spawn(async move { mkfs(&rt, &maker, &options).await.map(drop) })
+            };
+            let until = chance.below(45);
+            while disk.operations() < until && !making.is_finished() {
+                rt.sleep(std::time::Duration::from_micros(1 + chance.below(50))).await;
+            }
+            disk.cut(&chance)
+        });
+        for super_copy in [0, 1] {
+            match survey(left.clone(), super_copy) {
+                Ok(found) if found == old => olds += 1,
+                Ok(found) if found == new => news += 1,
+                Ok(other) => panic!("seed {seed}: {other}"),
+                Err(error) => {
+                    let words = ["no valid FS found", "checksum mismatch"];
+                    let message = error.to_string();
+                    assert!(words.iter().any(|w| message.contains(w)), "seed {seed}: {message}");
+                    none += 1;
+                }
+            }
+        }
+    }
+    assert!(olds > 0 && news > 0 && none > 0, "{olds} {news} {none}");
 }
