@@ -4,7 +4,7 @@ use std::rc::Rc;
 use varve_block::export::Sabotage;
 use varve_tests::fault::Plan;
 use varve_tests::stack;
-use varve_tests::world::{Violation, World, must_fail, ops, seeds};
+use varve_tests::world::{Ops, Violation, World, must_fail, ops, seeds};
 
 #[test]
 fn a_disk_keeps_its_promises_through_power_cuts() {
@@ -52,6 +52,24 @@ fn after_a_failed_flush_nothing_is_promised_and_nothing_is_believed() {
         errors += World::new(seed).faults(Plan::flush_fails()).run(&stack, ops(300)).errors;
     }
     assert!(errors > 0);
+}
+
+#[test]
+fn clients_on_several_lanes_have_one_order() {
+    let stack = Rc::new(stack::blocks_of_4096());
+    for seed in seeds(30) {
+        let lanes = Ops { lanes: 3, ..ops(300) };
+        World::new(seed).faults(Plan::power_cuts()).run(&stack, lanes);
+    }
+}
+
+#[test]
+fn quiesce_and_swap_hold_requests_and_lose_none() {
+    let stack = Rc::new(stack::blocks_of_4096());
+    for seed in seeds(30) {
+        let operated = Ops { operator: true, lanes: 2, ..ops(300) };
+        World::new(seed).faults(Plan::power_cuts()).run(&stack, operated);
+    }
 }
 
 #[test]

@@ -12,12 +12,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// The model's unit, and the smallest one that any of our media keeps whole.
 pub const SECTOR: usize = 512;
 
-type Content = Rc<[u8]>;
+type Content = Arc<[u8]>;
 
 #[derive(Clone)]
 enum What {
@@ -314,14 +314,19 @@ impl Model {
         Ok(())
     }
 
-    /// After a crash these bytes were read; they are what is there from now on.
-    pub fn recovered(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Wrong> {
+    /// After a crash these bytes were read. If the stack `settles`, they are what is there from now
+    /// on; otherwise any version that was possible stays so until it is overwritten.
+    pub fn recovered(&mut self, offset: u64, bytes: &[u8], settles: bool) -> Result<(), Wrong> {
         assert!(offset.is_multiple_of(SECTOR as u64), "whole sectors");
         let first = offset / SECTOR as u64;
         for (sector, content) in (first..).zip(bytes.chunks(SECTOR)) {
             let allowed = self.history(sector).survivors();
+            let left = match &allowed {
+                Some(set) if !settles => set.clone(),
+                _ => vec![content.into()],
+            };
             self.compare("after the crash", sector, allowed, offset, bytes)?;
-            self.pin(sector, What::OneOf(vec![content.into()]));
+            self.pin(sector, What::OneOf(left));
         }
         Ok(())
     }
@@ -433,7 +438,7 @@ mod tests {
 
     fn model() -> Model {
         let mut model = Model::new(4096);
-        model.recovered(0, &[0; 4096]).unwrap();
+        model.recovered(0, &[0; 4096], true).unwrap();
         model
     }
 
@@ -464,7 +469,7 @@ mod tests {
         let flush = m.flush();
         m.finish(change, true, false);
         m.flushed(&flush);
-        m.recovered(0, &sector(0)).unwrap();
+        m.recovered(0, &sector(0), true).unwrap();
     }
 
     #[test]
@@ -502,10 +507,20 @@ mod tests {
         m.seen(&m.read(11, 2), &[9; 2]).unwrap();
         let flush = m.flush();
         m.flushed(&flush);
-        m.recovered(0, &sector(1)).unwrap_err();
-        m.recovered(0, &with(2)).unwrap();
+        m.recovered(0, &sector(1), true).unwrap_err();
+        m.recovered(0, &with(2), true).unwrap();
         let read = m.read(0, SECTOR);
         m.seen(&read, &with(1)).unwrap_err();
+    }
+
+    #[test]
+    fn a_stack_that_does_not_settle_may_change_its_mind_until_the_next_write() {
+        let mut m = model();
+        write(&mut m, 0, &sector(1));
+        m.recovered(0, &sector(0), false).unwrap();
+        m.seen(&m.read(0, SECTOR), &sector(1)).unwrap();
+        write(&mut m, 0, &sector(2));
+        m.seen(&m.read(0, SECTOR), &sector(1)).unwrap_err();
     }
 
     #[test]

@@ -1,12 +1,15 @@
 //! The stacks that a world may run: how to make one, and how to open what a cut left of it.
 
+pub mod cache;
 pub mod crypt;
 pub mod mutant;
 
 use std::error::Error;
 use std::future::Future;
 use std::pin::Pin;
-use varve_block::{BlockDevice, DevId, Dyn, Geometry, Rt, Sectors, dev::SimDisk};
+use std::sync::Arc;
+use varve_block::dev::{Remote, SimDisk};
+use varve_block::{BlockDevice, DevId, Dyn, Geometry, Rt, Sectors};
 
 pub type Failed = Box<dyn Error>;
 pub type Opened = Result<Running, Failed>;
@@ -20,9 +23,15 @@ pub struct Disks {
 
 type Stop = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = Result<(), Failed>>>>>;
 
+/// Puts the layers that run on the client's lane over the way to the device.
+pub type Dress = Arc<dyn Fn(&Rt, Remote<Dyn>) -> Dyn + Send + Sync>;
+
 /// A stack that serves.
 pub struct Running {
+    /// What the first lane owns.
     pub device: Dyn,
+    /// What every lane adds.
+    pub dress: Dress,
     /// Ends it in order. Whatever was written is durable afterwards.
     pub stop: Stop,
 }
@@ -34,11 +43,17 @@ impl Running {
         let last = device.clone();
         Running {
             device,
+            dress: undressed(),
             stop: Box::new(|| {
                 Box::pin(async move { last.flush().await.map_err(|e| Box::new(e) as Failed) })
             }),
         }
     }
+}
+
+/// Nothing runs on the client's lane.
+pub fn undressed() -> Dress {
+    Arc::new(|_, device| Dyn::new(device))
 }
 
 /// A way to stack devices over two disks.
@@ -50,6 +65,12 @@ pub trait Stack: 'static {
     /// The caching disk. Of no use, it is small.
     fn cache(&self) -> Geometry {
         geometry("cache", 8)
+    }
+
+    /// Whether what is read after a crash stays as it was read, also where no flush had covered it.
+    /// A disk settles; two disks of which one may hold an older copy than the other need not.
+    fn settles(&self) -> bool {
+        true
     }
 
     /// Writes what must be on the disks before the first opening.

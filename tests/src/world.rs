@@ -33,6 +33,8 @@ pub struct Ops {
     pub count: u64,
     /// How many ask at the same time.
     pub clients: usize,
+    /// Lanes that the clients are spread over. The stack lives on the first.
+    pub lanes: usize,
     /// Longest request in bytes.
     pub longest: u64,
     /// Bytes of the device they crowd into.
@@ -44,6 +46,9 @@ pub struct Ops {
     pub trims: bool,
     /// Without, every read is a flush instead: what only a cut can show.
     pub reads: bool,
+    /// An operator quiesces the export now and then, and swaps its device. Each client keeps to
+    /// bytes of its own then: what was held together has no order.
+    pub operator: bool,
 }
 
 /// So many requests in each life, of any alignment, by eight clients.
@@ -51,6 +56,8 @@ pub fn ops(count: u64) -> Ops {
     Ops {
         count,
         clients: 8,
+        lanes: 1,
+        operator: false,
         longest: 40_000,
         arena: 256 << 10,
         align: 1,
@@ -147,7 +154,7 @@ impl World {
             };
             let seed = Prng::new(self.seed ^ u64::from(life).rotate_left(48)).next_u64();
             let stack = Rc::clone(stack);
-            let sim = Sim::new(seed).max_steps(MAX_STEPS);
+            let sim = Sim::new(seed).lanes(ops.lanes).max_steps(MAX_STEPS);
             let run = || sim.try_run(move |rt| life::live(rt, stack, start));
             // With the world, its tasks and their devices are gone: nothing half-done is looked at.
             let outcome = std::panic::catch_unwind(AssertUnwindSafe(run))

@@ -1,7 +1,8 @@
 //! Encryption over a disk.
 
-use super::{Disks, Opened, Running, Stack, geometry};
-use varve_block::{BlockDevice, BufPool, Geometry, Rt};
+use super::{Disks, Dress, Opened, Running, Stack, geometry};
+use std::sync::Arc;
+use varve_block::{BlockDevice, BufPool, Dyn, Geometry, Rt};
 use varve_crypt::{
     Crypt, CryptOptions, Engine, Key, MapOptions, Mutation, PlainSpec, Volume, VolumeHandle,
 };
@@ -51,6 +52,11 @@ pub fn over<D: BlockDevice>(
     }
 }
 
+/// Encryption on the client's lane, wherever the device is.
+pub fn dress(sector: u64) -> Dress {
+    Arc::new(move |rt, device| Dyn::new(over(rt, device, sector, None)))
+}
+
 /// Encryption over the backing disk.
 pub struct Encrypted {
     pub sector: u64,
@@ -74,6 +80,9 @@ impl Stack for Encrypted {
 
     async fn open(&self, rt: &Rt, disks: &Disks) -> Opened {
         let disk = disks.backing.clone();
-        Ok(Running::plain(over(rt, disk, self.sector, self.mutation.clone())))
+        let Some(mutation) = self.mutation.clone() else {
+            return Ok(Running { dress: dress(self.sector), ..Running::plain(disk) });
+        };
+        Ok(Running::plain(over(rt, disk, self.sector, Some(mutation))))
     }
 }

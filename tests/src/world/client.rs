@@ -3,42 +3,49 @@
 use super::life::Life;
 use super::{Ops, Violation};
 use crate::model::{self, Change};
-use std::rc::Rc;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
-use varve_block::{Data, Dyn, ErrorKind, Export, IoBuf, Prng, Result, Zero, chain};
-use varve_block::{Durability, Error};
+use varve_block::{
+    Data, Durability, Dyn, Error, ErrorKind, Export, IoBuf, Prng, Result, Rt, Zero, chain,
+};
 
 /// Until the work of this life is done, or something was not allowed, or the export takes no more.
-pub(super) async fn client(life: Rc<Life>, export: Export<Dyn>) {
-    let chance = life.rt.prng().fork();
+pub(super) async fn client(rt: &Rt, life: &Life, export: &Export<Dyn>, n: u64) {
+    let chance = rt.prng().fork();
     while !life.is_over() {
-        life.begun.set(life.begun.get() + 1);
-        life.bell.notify_all();
-        let answer = request(&life, &export, &chance).await;
+        life.begun.fetch_add(1, SeqCst);
+        life.ring();
+        let place = place(&life.ops, export.size(), &chance, n);
+        let answer = request(life, export, &chance, place).await;
         if let Err(error) = answer
-            && !bear(&life, &error)
+            && !bear(life, &error)
         {
             return;
         }
         if chance.chance(1, 8) {
-            life.rt.sleep(Duration::from_nanos(chance.below(50_000))).await;
+            rt.sleep(Duration::from_nanos(chance.below(50_000))).await;
         }
     }
-    life.bell.notify_all();
 }
 
 /// Whether to go on after an error.
 fn bear(life: &Life, error: &Error) -> bool {
-    life.errors.set(life.errors.get() + 1);
+    life.errors.fetch_add(1, SeqCst);
     if !life.errors_allowed {
         life.blame(Violation::Error(chain(error)));
     }
     life.errors_allowed && error.kind != ErrorKind::Poisoned
 }
 
-/// A place to ask for: mostly in the arena, where requests meet.
-fn place(ops: &Ops, size: u64, chance: &Prng) -> (u64, u64) {
-    let arena = if chance.chance(1, 8) { size } else { ops.arena.min(size) };
+/// A place to ask for: mostly in the arena, where requests meet. With an operator about, each client
+/// has a part of the arena to itself.
+fn place(ops: &Ops, size: u64, chance: &Prng, client: u64) -> (u64, u64) {
+    let part = ops.arena.min(size) / ops.clients as u64 / 4096 * 4096;
+    let (first, arena) = match ops.operator {
+        true => (client * part, part),
+        false if chance.chance(1, 8) => (0, size),
+        false => (0, ops.arena.min(size)),
+    };
     let align = match chance.below(4) {
         0 => ops.align.max(4096),
         1 => ops.align.max(512),
@@ -52,11 +59,16 @@ fn place(ops: &Ops, size: u64, chance: &Prng) -> (u64, u64) {
     let steps = |bytes: u64| (bytes / align).max(1);
     let offset = chance.below(steps(arena)) * align;
     let len = (1 + chance.below(steps(longest))) * align;
-    (offset, len.min(size - offset))
+    let end = if ops.operator { arena } else { size };
+    (first + offset, len.min(end - offset))
 }
 
-async fn request(life: &Life, export: &Export<Dyn>, chance: &Prng) -> Result<()> {
-    let (offset, len) = place(&life.ops, export.size(), chance);
+async fn request(
+    life: &Life,
+    export: &Export<Dyn>,
+    chance: &Prng,
+    (offset, len): (u64, u64),
+) -> Result<()> {
     let pick = chance.below(100);
     if pick < life.ops.writes {
         return write(life, export, chance, offset, len).await;
@@ -65,7 +77,7 @@ async fn request(life: &Life, export: &Export<Dyn>, chance: &Prng) -> Result<()>
         0..5 => flush(life, export).await,
         5..7 => zero(life, export, chance, offset, len).await,
         7 if life.ops.trims => {
-            let change = life.model.borrow_mut().trim(offset, len);
+            let change = life.model().trim(offset, len);
             let fua = chance.chance(1, 4);
             let answer = export.trim(offset, len, fua).await;
             finish(life, change, answer, fua)
@@ -85,7 +97,7 @@ async fn request(life: &Life, export: &Export<Dyn>, chance: &Prng) -> Result<()>
 }
 
 fn finish(life: &Life, change: Change, answer: Result<()>, fua: bool) -> Result<()> {
-    life.model.borrow_mut().finish(change, answer.is_ok(), fua);
+    life.model().finish(change, answer.is_ok(), fua);
     answer
 }
 
@@ -122,7 +134,7 @@ async fn write(
     let fua = chance.chance(1, 10);
     // From here to the export's first step nothing else runs: the model's order is the export's.
     let change = {
-        let mut model = life.model.borrow_mut();
+        let mut model = life.model();
         model::fill(model.next_change(), offset, &mut buf);
         model.write(offset, &buf)
     };
@@ -150,15 +162,15 @@ async fn zero(
         only_if_fast: false,
         durability: if fua { Durability::Fua } else { Durability::Cached },
     };
-    let change = life.model.borrow_mut().write_zeroes(offset, len);
+    let change = life.model().write_zeroes(offset, len);
     let answer = export.write_zeroes(offset, len, how).await;
     finish(life, change, answer, fua)
 }
 
 async fn flush(life: &Life, export: &Export<Dyn>) -> Result<()> {
-    let flush = life.model.borrow_mut().flush();
+    let flush = life.model().flush();
     export.flush().await?;
-    life.model.borrow_mut().flushed(&flush);
+    life.model().flushed(&flush);
     Ok(())
 }
 
@@ -170,14 +182,14 @@ async fn read(
     len: u64,
 ) -> Result<()> {
     let buf = buffer(life, len).await;
-    let read = life.model.borrow().read(offset, buf.len());
+    let read = life.model().read(offset, buf.len());
     let bytes = if chance.chance(1, 5) {
         let list = export.read_list(offset, parts(buf, chance)).await?;
         list.iter().flat_map(|b| b.to_vec()).collect()
     } else {
         export.read(offset, buf).await?.to_vec()
     };
-    if let Err(wrong) = life.model.borrow().seen(&read, &bytes) {
+    if let Err(wrong) = life.model().seen(&read, &bytes) {
         life.blame(Violation::Bytes(wrong));
     }
     Ok(())

@@ -4,14 +4,15 @@ use super::client;
 use super::{Ops, Violation};
 use crate::fault::Plan;
 use crate::model::{Model, SECTOR};
-use crate::stack::{Disks, Failed, Running, Stack};
-use std::cell::{Cell, RefCell};
+use crate::stack::{Disks, Dress, Failed, Running, Stack};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use varve_block::dev::sim::{self, Image, SimDisk};
-use varve_block::sync::{Either, Notify, join_all, select};
-use varve_block::{BufPool, Dyn, Export, ExportOptions, ExportShared, Prng, Rt};
+use varve_block::dev::{Remote, RemoteHandle};
+use varve_block::sync::{Either, MailSender, join_all, oneshot, select};
+use varve_block::{BufPool, Dyn, Export, ExportOptions, ExportShared, LaneId, Rt};
 
 pub(super) struct Start {
     pub(super) disks: (Image, Image),
@@ -32,28 +33,44 @@ pub(super) struct End {
     pub(super) words: Vec<u64>,
 }
 
-/// What the clients of one life share.
+/// What the clients of one life share, on all lanes.
 pub(super) struct Life {
-    pub(super) rt: Rt,
     pub(super) ops: Ops,
     pub(super) errors_allowed: bool,
-    pub(super) model: RefCell<Model>,
+    pub(super) settles: bool,
     pub(super) pool: BufPool,
-    pub(super) begun: Cell<u64>,
-    pub(super) errors: Cell<u64>,
-    pub(super) violation: RefCell<Option<Violation>>,
+    pub(super) begun: AtomicU64,
+    pub(super) errors: AtomicU64,
+    model: Mutex<Model>,
+    violation: Mutex<Option<Violation>>,
     /// Rings at every request, and at a violation.
-    pub(super) bell: Notify,
+    bell: MailSender<()>,
 }
 
 impl Life {
+    /// For one step: never across an await.
+    pub(super) fn model(&self) -> MutexGuard<'_, Model> {
+        self.model.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn ring(&self) {
+        // Full: somebody has rung already.
+        let _ = self.bell.try_send(());
+    }
+
     pub(super) fn blame(&self, what: Violation) {
-        self.violation.borrow_mut().get_or_insert(what);
-        self.bell.notify_all();
+        let mut violation = self.violation.lock().unwrap_or_else(PoisonError::into_inner);
+        violation.get_or_insert(what);
+        drop(violation);
+        self.ring();
+    }
+
+    pub(super) fn violation(&self) -> Option<Violation> {
+        self.violation.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(super) fn is_over(&self) -> bool {
-        self.begun.get() >= self.ops.count || self.violation.borrow().is_some()
+        self.begun.load(SeqCst) >= self.ops.count || self.violation().is_some()
     }
 }
 
@@ -64,6 +81,21 @@ fn text(failed: &Failed) -> String {
 /// As the plan says but for the faults: those wait until the stack has been opened and compared.
 fn peaceful(plan: &sim::Plan) -> sim::Plan {
     sim::Plan { faults: Vec::new(), ..plan.clone() }
+}
+
+/// What a lane needs to be a way in.
+#[derive(Clone)]
+struct Door {
+    way: RemoteHandle<Dyn>,
+    dress: Dress,
+    shared: Arc<ExportShared>,
+}
+
+impl Door {
+    fn handle(&self, rt: &Rt) -> Export<Dyn> {
+        let device = (self.dress)(rt, self.way.attach(rt));
+        Export::new(rt.clone(), Arc::clone(&self.shared), device)
+    }
 }
 
 pub(super) async fn live<S: Stack>(rt: Rt, stack: Rc<S>, start: Start) -> Result<End, Violation> {
@@ -79,68 +111,64 @@ pub(super) async fn live<S: Stack>(rt: Rt, stack: Rc<S>, start: Start) -> Result
         stack.format(&rt, &disks).await.map_err(failed)?;
     }
     let running = stack.open(&rt, &disks).await.map_err(failed)?;
-    let shared = ExportShared::new(ExportOptions { sabotage: plan.sabotage, read_only: false });
-    let handle = || {
-        let device = running.device.clone();
-        Export::new(rt.clone(), Arc::clone(&shared), device)
+    let options = ExportOptions { sabotage: plan.sabotage, read_only: false };
+    let door = Door {
+        way: Remote::new(running.device.clone()).handle(&rt, 64),
+        dress: Arc::clone(&running.dress),
+        shared: ExportShared::new(options),
     };
-    let handles = [handle(), handle()];
-    let model = start.model.unwrap_or_else(|| Model::new(handles[0].size()));
-    let life = Rc::new(Life {
-        rt: rt.clone(),
+    let export = door.handle(&rt);
+    let (bell, rung) = rt.mailbox(1);
+    let life = Arc::new(Life {
         ops: start.ops,
         errors_allowed: plan.errors,
-        model: RefCell::new(model),
+        settles: stack.settles(),
         pool: BufPool::new(64 << 20),
-        begun: Cell::new(0),
-        errors: Cell::new(0),
-        violation: RefCell::new(None),
-        bell: Notify::new(),
+        begun: AtomicU64::new(0),
+        errors: AtomicU64::new(0),
+        model: Mutex::new(start.model.unwrap_or_else(|| Model::new(export.size()))),
+        violation: Mutex::new(None),
+        bell,
     });
     let unreadable = plan.backing.torn_units_unreadable || plan.cache.torn_units_unreadable;
-    compare(&life, &handles[0], unreadable).await?;
+    compare(&life, &export, unreadable).await?;
     disks.backing.set_plan(plan.backing);
     disks.cache.set_plan(plan.cache);
-    let cut = work(&life, &handles, start.may_cut, &chance).await;
-    if let Some(violation) = life.violation.borrow().clone() {
+    let cut_at = start.may_cut.then(|| chance.below(life.ops.count * 4 / 3 + 1));
+    let power = power(&rt, &life, rung, cut_at, Duration::from_nanos(chance.below(200_000)));
+    let work = work(&rt, &life, &door, &export);
+    let cut = matches!(select(power, work).await, Either::Left(()));
+    if let Some(violation) = life.violation() {
         return Err(violation);
     }
     if !cut {
         disks.backing.set_plan(calm.0);
         disks.cache.set_plan(calm.1);
-        end_in_order(&life, &handles, running).await?;
+        end_in_order(&life, &export, running).await?;
     }
     let images = (disks.backing.cut(&chance), disks.cache.cut(&chance));
     let words = vec![disks.backing.digest(), disks.cache.digest(), rt.now().0];
-    Ok(End {
-        disks: images,
-        model: life.model.replace(Model::new(0)),
-        requests: life.begun.get(),
-        errors: life.errors.get(),
-        cut,
-        words,
-    })
+    let model = std::mem::replace(&mut *life.model(), Model::new(0));
+    let (requests, errors) = (life.begun.load(SeqCst), life.errors.load(SeqCst));
+    Ok(End { disks: images, model, requests, errors, cut, words })
 }
 
 /// Reads everything and compares it with what a crash may have left.
 async fn compare(life: &Life, export: &Export<Dyn>, unreadable: bool) -> Result<(), Violation> {
     let size = export.size();
-    let piece = |at: u64| (64 << 10).min(size - at);
-    let mut at = 0;
-    while at < size {
-        let len = usize::try_from(piece(at)).expect("small");
+    for at in (0..size).step_by(64 << 10) {
+        let len = usize::try_from((64 << 10).min(size - at)).expect("small");
         let buf = life.pool.take_bytes(len).await;
         match export.read(at, buf).await {
             Ok(bytes) => {
-                let compared = life.model.borrow_mut().recovered(at, &bytes);
+                let compared = life.model().recovered(at, &bytes, life.settles);
                 compared.map_err(Violation::Bytes)?;
             }
-            Err(e) if !unreadable => {
+            Err(_) if unreadable => sector_by_sector(life, export, at, len).await?,
+            Err(e) => {
                 return Err(Violation::Error(format!("after the crash: {}", text(&e.into()))));
             }
-            Err(_) => sector_by_sector(life, export, at, len).await?,
         }
-        at += len as u64;
     }
     Ok(())
 }
@@ -154,64 +182,105 @@ async fn sector_by_sector(
     for at in (at..at + len as u64).step_by(SECTOR) {
         let buf = life.pool.take_bytes(SECTOR).await;
         let compared = match export.read(at, buf).await {
-            Ok(bytes) => life.model.borrow_mut().recovered(at, &bytes),
-            Err(_) => life.model.borrow_mut().unreadable(at / SECTOR as u64),
+            Ok(bytes) => life.model().recovered(at, &bytes, life.settles),
+            Err(_) => life.model().unreadable(at / SECTOR as u64),
         };
         compared.map_err(Violation::Bytes)?;
     }
     Ok(())
 }
 
-/// The clients work until they are through, or until the power goes: then `true`.
-async fn work(life: &Rc<Life>, handles: &[Export<Dyn>], may_cut: bool, chance: &Prng) -> bool {
-    let clients: Vec<_> = (0..life.ops.clients)
-        .map(|n| {
-            let export = handles[n % handles.len()].clone();
-            life.rt.spawn(client::client(Rc::clone(life), export))
-        })
-        .collect();
-    // Three lives in four end early, at a request and some time after it.
-    let cut_at = chance.below(life.ops.count + 1);
-    let cuts = may_cut && chance.chance(3, 4);
-    let delay = Duration::from_nanos(chance.below(200_000));
-    let power = async {
-        while !cuts || life.begun.get() < cut_at {
-            if life.violation.borrow().is_some() {
-                return;
-            }
-            life.bell.notified().await;
+/// Ends when the power goes, some time after the request `cut_at`, or when something was wrong. A
+/// number of requests that is never reached is a life without a cut.
+async fn power(
+    rt: &Rt,
+    life: &Life,
+    mut rung: varve_block::sync::MailReceiver<()>,
+    cut_at: Option<u64>,
+    delay: Duration,
+) {
+    while life.violation().is_none() {
+        if cut_at.is_some_and(|at| life.begun.load(SeqCst) >= at) {
+            return rt.sleep(delay).await;
         }
-        life.rt.sleep(delay).await;
-    };
-    matches!(select(power, join_all(clients)).await, Either::Left(()))
+        if rung.recv().await.is_none() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// The clients, on all lanes, until they are through.
+async fn work(rt: &Rt, life: &Arc<Life>, door: &Door, export: &Export<Dyn>) {
+    let clients = (0..life.ops.clients).map(|n| {
+        let (life, door, (done, end)) = (Arc::clone(life), door.clone(), oneshot());
+        let lane = LaneId(n % rt.lanes());
+        let ask = move |rt: Rt, export: Export<Dyn>| async move {
+            client::client(&rt, &life, &export, n as u64).await;
+            done.send(());
+        };
+        if lane == rt.lane() {
+            // With the operator's own handle, so that a swap is felt.
+            drop(rt.spawn(ask(rt.clone(), export.clone())));
+        } else {
+            rt.spawn_on(lane, move |rt| {
+                let export = door.handle(&rt);
+                ask(rt, export)
+            });
+        }
+        end
+    });
+    let clients: Vec<_> = clients.collect();
+    if life.ops.operator {
+        drop(rt.spawn(operate(rt.clone(), Arc::clone(life), door.clone(), export.clone())));
+    }
+    for end in join_all(clients).await {
+        end.expect("a client ends");
+    }
+}
+
+/// Quiesces now and then, and puts another device (the same way to the same bytes) in place.
+async fn operate(rt: Rt, life: Arc<Life>, door: Door, export: Export<Dyn>) {
+    let micros = |max| Duration::from_micros(rt.prng().below(max));
+    while !life.is_over() {
+        rt.sleep(micros(300)).await;
+        let quiet = door.shared.quiesce().await;
+        if door.shared.in_flight() != 0 {
+            life.blame(Violation::Error("a quiet export has requests in flight".into()));
+        }
+        rt.sleep(micros(50)).await;
+        if door.shared.in_flight() != 0 {
+            life.blame(Violation::Error("a request was admitted to a quiet export".into()));
+        }
+        let swapped = export.swap(&quiet, (door.dress)(&rt, door.way.attach(&rt)));
+        if let Err(e) = swapped {
+            life.blame(Violation::Error(e.to_string()));
+        }
+        quiet.resume();
+    }
 }
 
 /// Everybody has been answered. What is read now is exactly what was written, and once the stack has
 /// ended in order, no cut can take it away.
 async fn end_in_order(
     life: &Life,
-    handles: &[Export<Dyn>],
+    export: &Export<Dyn>,
     running: Running,
 ) -> Result<(), Violation> {
-    let (size, shared) = (handles[0].size(), handles[0].shared());
     // A life without reads leaves everything to what is found after the cut.
-    let read_to = if life.ops.reads { size } else { 0 };
-    for at in (0..read_to).step_by(128 << 10) {
+    let size = if life.ops.reads { export.size() } else { 0 };
+    for at in (0..size).step_by(128 << 10) {
         let len = usize::try_from((128 << 10).min(size - at)).expect("small");
         let buf = life.pool.take_bytes(len).await;
-        let read = life.model.borrow().read(at, len);
-        match handles[0].read(at, buf).await {
-            Ok(bytes) => life.model.borrow().seen(&read, &bytes).map_err(Violation::Bytes)?,
+        let read = life.model().read(at, len);
+        match export.read(at, buf).await {
+            Ok(bytes) => life.model().seen(&read, &bytes).map_err(Violation::Bytes)?,
             Err(e) if life.errors_allowed => drop(e),
             Err(e) => return Err(Violation::Error(text(&e.into()))),
         }
     }
-    if shared.in_flight() != 0 {
-        return Err(Violation::Error(format!("{} requests never ended", shared.in_flight())));
-    }
-    let flush = life.model.borrow_mut().flush();
+    let flush = life.model().flush();
     match (running.stop)().await {
-        Ok(()) => life.model.borrow_mut().flushed(&flush),
+        Ok(()) => life.model().flushed(&flush),
         Err(e) if life.errors_allowed => drop(e),
         Err(e) => return Err(Violation::Stack(text(&e))),
     }
