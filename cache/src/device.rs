@@ -16,7 +16,6 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use varve_block::sync::join;
 use varve_block::{
     BlockDevice, Data, Durability, ErrorKind, Extent, Geometry, IoBuf, Op, Result, Rt, Sector,
     Task, Zero,
@@ -238,11 +237,14 @@ impl<S: BlockDevice, B: BlockDevice> Volume<S, B> {
             Way::Safe => return Err(self.safe_mode_error(Op::Flush, Extent::default())),
             Way::Cached => {}
         }
-        let (journal, hdd) = join(self.set.commit_all(), self.hdd.flush()).await;
-        hdd?;
-        match journal {
+        match self.settle().await {
             Ok(()) => Ok(()),
-            Err(e) => self.survive(e).await,
+            // Without dirty data the backing device's own flush is all that is needed.
+            Err(e) if self.set.health.failed().is_some() => {
+                self.survive(e).await?;
+                self.hdd.flush().await
+            }
+            Err(e) => Err(e),
         }
     }
 

@@ -23,6 +23,7 @@ use crate::btree::tree::{Log, end_in};
 use crate::btree::{Node, Piece, fixup_merge, staleness};
 use crate::error::{Corrupt, LoadError, Place};
 use crate::format::{Bucket, CacheSuper, Key, Layout, Pos, Prio, UuidTable};
+use crate::intent::{self, Marked};
 use crate::journal::Journal;
 use crate::journal::ring::Ring;
 use crate::load::Loader;
@@ -72,6 +73,10 @@ async fn first_start<S: BlockDevice>(
     let journal =
         Extent::new(start, Sectors(u64::from(sb.journal_buckets) * u64::from(layout.bucket_size)));
     ssd.write_zeroes(journal, Zero { may_unmap: true, ..Zero::default() }).await?;
+    if intent::has_room(&layout) {
+        let page = Extent::new(Sector(intent::PAGE_SECTOR), Sectors(intent::PAGE_SECTORS.into()));
+        ssd.write_zeroes(page, Zero::default()).await?;
+    }
     let parts = Parts {
         sb,
         buckets,
@@ -422,6 +427,43 @@ impl<S: BlockDevice> Set<S> {
             }
         }
         Ok(true)
+    }
+
+    /// Drops what is clean in regions where a power cut may have left the devices in disagreement.
+    /// Durable when it returns, and the marks are gone.
+    pub(crate) async fn distrust(self: &Rc<Self>) -> varve_block::Result<()> {
+        let marked = if intent::has_room(&self.layout) {
+            let page = self.read_meta(intent::PAGE_SECTOR, intent::PAGE_SECTORS).await?;
+            intent::parse(&page, self.uuid)
+        } else {
+            Marked::Everything
+        };
+        let all = vec![(0, Key::OFFSET_MAX)];
+        let suspects: Vec<(u32, Vec<(u64, u64)>)> = match marked {
+            Marked::Nothing => return Ok(()),
+            Marked::Ranges { volume, ranges } => {
+                let slot = self.uuids.borrow().find(volume).map(|(inode, _)| inode);
+                slot.map(|inode| (inode, ranges)).into_iter().collect()
+            }
+            Marked::Everything => {
+                let uuids = self.uuids.borrow();
+                let cached =
+                    uuids.numbered().filter(|(_, slot)| slot.in_use() && !slot.flash_only());
+                cached.map(|(inode, _)| (inode, all.clone())).collect()
+            }
+        };
+        for (inode, ranges) in suspects {
+            for (start, end) in ranges {
+                self.invalidate_clean(inode, start, end).await?;
+            }
+        }
+        self.commit_all().await?;
+        if intent::has_room(&self.layout) {
+            let len =
+                usize::try_from(intent::PAGE_SECTORS).unwrap_or(0) * crate::format::SECTOR_BYTES;
+            self.write_meta(intent::PAGE_SECTOR, &vec![0; len]).await?;
+        }
+        Ok(())
     }
 
     pub(crate) fn unix_time(&self) -> u32 {

@@ -46,6 +46,7 @@ pub(crate) async fn register<S: BlockDevice, B: BlockDevice>(
     let set =
         open_set(rt, ssd, pair.cache.clone(), options, |table| pair.check_slot(table)).await?;
     let tasks = if options.background { set.start(options.journal_delay) } else { Vec::new() };
+    set.distrust().await?;
     let (sb, inode) = pair.take_slot(&set).await?;
     let changed = sb != pair.backing;
     let volume = Volume::new(set, hdd, pair.backing, inode, options);
@@ -66,6 +67,7 @@ pub(crate) async fn register<S: BlockDevice, B: BlockDevice>(
     let mut tasks = tasks;
     if options.background {
         tasks.push(rt.spawn(Rc::clone(&volume).writeback_task()));
+        tasks.push(rt.spawn(Rc::clone(&volume).intent_task()));
     }
     Ok(Registered { volume, tasks })
 }
@@ -215,6 +217,6 @@ impl<S: BlockDevice, B: BlockDevice> Volume<S, B> {
         }
         self.settle_clean().await?;
         self.set.write_everything().await?;
-        self.hdd.flush().await
+        self.tidy_intents(true).await
     }
 }

@@ -25,7 +25,7 @@ impl<S: BlockDevice> Set<S> {
     }
 
     /// Whether the time went by (and the set still runs).
-    async fn pause(&self, d: Duration) -> bool {
+    pub(crate) async fn pause(&self, d: Duration) -> bool {
         let slept = select(self.rt.sleep(d), self.health.changed.notified()).await;
         matches!(slept, Either::Left(())) && self.health.running()
     }

@@ -13,8 +13,9 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::time::Duration;
 
-use varve_block::sync::{LocalSemaphore, Notify, RangeLock};
+use varve_block::sync::{LocalSemaphore, Notify, RangeLock, join};
 use varve_block::{
     BlockDevice, BufPool, DevId, Durability, Error, ErrorKind, Extent, Geometry, Instant, Op,
     Result, Sector, Sectors,
@@ -22,6 +23,7 @@ use varve_block::{
 
 use crate::format::superblock::SUPERBLOCK_SECTOR;
 use crate::format::{BackingState, BackingSuper, CacheMode};
+use crate::intent::{self, Intents};
 use crate::open::{OpenOptions, WritebackOptions};
 use crate::set::Set;
 use crate::status::Requests;
@@ -57,6 +59,7 @@ pub(crate) struct Volume<S, B> {
     pub stats: RefCell<Requests>,
     /// Who writes to the backing device, against the background writer.
     pub backing_lock: RangeLock,
+    pub intents: Intents,
     /// Writers that are about to make something dirty.
     pub dirty_writers: Cell<u64>,
     pub quarantine: RefCell<Quarantine>,
@@ -81,6 +84,7 @@ impl<S: BlockDevice, B: BlockDevice> Volume<S, B> {
         options: &OpenOptions,
     ) -> Rc<Volume<S, B>> {
         let hdd_geometry = hdd.geometry();
+        let set_sectors = hdd_geometry.len.0;
         Rc::new(Volume {
             geometry: volume_geometry(&hdd_geometry, &set.geometry, &sb),
             hdd_geometry,
@@ -94,6 +98,7 @@ impl<S: BlockDevice, B: BlockDevice> Volume<S, B> {
             stopped: Cell::new(false),
             stats: RefCell::default(),
             backing_lock: RangeLock::new(),
+            intents: Intents::new(set_sectors),
             dirty_writers: Cell::new(0),
             quarantine: RefCell::default(),
             last_request: Cell::new(set.rt.now()),
@@ -225,6 +230,62 @@ impl<S: BlockDevice, B: BlockDevice> Volume<S, B> {
         }
     }
 
+    /// Announces a write to `range` of the backing device: the mark is durable when this returns, and
+    /// the write has ended when what it returns is dropped.
+    pub(crate) async fn intend(self: &Rc<Self>, range: Extent) -> Result<Intent<S, B>> {
+        let durable = self.intents.begin(range);
+        let intent = Intent { volume: Rc::clone(self), range };
+        if !durable {
+            let _turn = self.intents.turn.acquire(1).await;
+            if !self.intents.is_durable(range) {
+                self.write_intents(false).await?;
+            }
+        }
+        Ok(intent)
+    }
+
+    /// Writes the marks. The caller has their turn.
+    async fn write_intents(&self, all: bool) -> Result<()> {
+        if !intent::has_room(&self.set.layout) {
+            return Ok(()); // such a set is opened without its clean data
+        }
+        let volume = self.sb.borrow().uuid;
+        let page = self.intents.page(self.set.uuid, volume, self.set.rt.now(), all);
+        self.set.write_meta(intent::PAGE_SECTOR, &page).await?;
+        self.intents.written(&page);
+        Ok(())
+    }
+
+    /// Makes both devices durable: the journal for what the index says, the backing device for the
+    /// rest.
+    pub(crate) async fn settle(&self) -> Result<()> {
+        let number = self.intents.begin_settling();
+        let (journal, hdd) = join(self.set.commit_all(), self.hdd.flush()).await;
+        hdd?;
+        journal?;
+        self.intents.end_settling(number);
+        Ok(())
+    }
+
+    /// Takes back marks that are not needed any more (with `all`: also those of busy regions).
+    pub(crate) async fn tidy_intents(&self, all: bool) -> Result<()> {
+        if all || self.intents.lingering(self.set.rt.now()) {
+            self.settle().await?;
+            let _turn = self.intents.turn.acquire(1).await;
+            self.write_intents(all).await?;
+        }
+        Ok(())
+    }
+
+    /// Tidies up now and then, until the set stops.
+    pub(crate) async fn intent_task(self: Rc<Self>) {
+        while self.set.pause(TIDY_UP).await && !self.uncached.get() {
+            if let Err(e) = self.tidy_intents(false).await {
+                tracing::warn!(dev = %e.dev, error = %e, "marks of written regions stay");
+            }
+        }
+    }
+
     /// The place of a request on the backing device, and in the key space.
     pub(crate) fn on_hdd(&self, range: Extent) -> Extent {
         Extent::new(Sector(range.start.0 + self.offset), range.len)
@@ -263,6 +324,21 @@ impl<S: BlockDevice, B: BlockDevice> Volume<S, B> {
             "cache set {} is in safe mode with {dirty} dirty sectors: {why}",
             self.set.uuid
         ))
+    }
+}
+
+/// How often marks of regions that nobody writes any more are looked for.
+const TIDY_UP: Duration = Duration::from_secs(5);
+
+/// A write to the backing device that was announced.
+pub(crate) struct Intent<S: BlockDevice, B: BlockDevice> {
+    volume: Rc<Volume<S, B>>,
+    range: Extent,
+}
+
+impl<S: BlockDevice, B: BlockDevice> Drop for Intent<S, B> {
+    fn drop(&mut self) {
+        self.volume.intents.end(self.range, self.volume.set.rt.now());
     }
 }
 

@@ -147,8 +147,12 @@ impl<S: BlockDevice> Set<S> {
                 usable += usize::from(usable_interior(&key, &self.layout, &*buckets));
             } else if usable_leaf(&key, &self.layout, &*buckets) {
                 usable += 1;
-                marks.sectors[bucket].0 += key.size();
-                marks.sectors[bucket].1 += if key.dirty() { key.size() } else { 0 };
+                // Where nodes were merged behind the mark, a key may have been joined across it.
+                let seen = if key.inode() == pos.inode { pos.offset } else { 0 };
+                let behind = key.end() - key.start().max(seen);
+                let sectors = u32::try_from(behind).unwrap_or(u32::MAX);
+                marks.sectors[bucket].0 += sectors;
+                marks.sectors[bucket].1 += if key.dirty() { sectors } else { 0 };
             }
         }
         let kept = if node.level() == 0 {

@@ -191,22 +191,20 @@ impl<S: BlockDevice> Set<S> {
             Log::Replay(seq) => Some(seq),
             Log::Silent => None,
         };
-        let mut deltas = Vec::new();
-        let inserted = {
+        let (inserted, dirty_gone) = {
             let mut node = leaf.node.borrow_mut();
-            self.uncount_covered(&node, &key).map_err(|c| self.broken(c))?;
+            let gone = self.uncount_covered(&node, &key).map_err(|c| self.broken(c))?;
             let ctx = InsertCtx::new(&self.layout);
             #[cfg(test)]
             let fault = self.pred_fault.borrow().clone();
             #[cfg(test)]
             let ctx = InsertCtx { fault: fault.as_deref(), ..ctx };
-            node.insert(&ctx, key, None, &mut deltas)
+            (node.insert(&ctx, key, None, &mut Vec::new()), gone)
         };
-        for delta in deltas {
-            self.count_dirty(delta.inode, delta.sectors);
-        }
         let done = inserted.map_err(|c| self.broken(c))?;
         debug_assert!(matches!(done, super::Inserted::Done { .. }));
+        let dirty_new = if key.dirty() { i64::from(key.size()) } else { 0 };
+        self.count_dirty(key.inode(), dirty_new - dirty_gone);
         if let Some(ptr) = key.ptr().filter(|ptr| ptr.available()) {
             self.buckets.borrow_mut().add(ptr, key.size(), key.dirty());
         }
@@ -214,9 +212,12 @@ impl<S: BlockDevice> Set<S> {
         Ok(())
     }
 
-    /// The buckets of what `key` covers lose those sectors.
-    fn uncount_covered(&self, node: &Node, key: &Key) -> Result<(), Corrupt> {
+    /// The buckets of what `key` covers lose those sectors. Returns how many of them are dirty. Stale
+    /// keys count for nothing, also dirty ones: such are found after a crash, cleaned by the journal
+    /// and their bucket reused since.
+    fn uncount_covered(&self, node: &Node, key: &Key) -> Result<i64, Corrupt> {
         let mut buckets = self.buckets.borrow_mut();
+        let mut dirty = 0;
         for old in node.iter_from(Some(key.start_pos()))? {
             if old.start_pos() >= key.pos() {
                 if old.size() == 0 {
@@ -230,8 +231,9 @@ impl<S: BlockDevice> Set<S> {
             let (start, end) = (old.start().max(key.start()), old.end().min(key.end()));
             let sectors = u32::try_from(end - start).unwrap_or(u32::MAX);
             buckets.sub(old.pointer(), sectors, old.dirty());
+            dirty += if old.dirty() { i64::from(sectors) } else { 0 };
         }
-        Ok(())
+        Ok(dirty)
     }
 
     pub(crate) fn count_dirty(&self, inode: u32, sectors: i64) {
@@ -324,17 +326,8 @@ impl<S: BlockDevice> Set<S> {
         while at < end {
             let leaf = self.ready_leaf(Pos::new(inode, at), Log::Journal).await?;
             let here = end_in(&leaf, inode, end);
-            let piece = {
-                let buckets = self.buckets.borrow();
-                let durable = Durable(&buckets);
-                let node = leaf.node.borrow();
-                let pieces = node.pieces(inode, at, here, &self.layout, &durable);
-                pieces.map_err(|c| self.broken(c))?.find_map(|piece| match piece {
-                    Piece::Hit { start, end, key, .. } if !key.dirty() => Some((start, end)),
-                    _ => None,
-                })
-            };
-            let Some((from, to)) = piece else {
+            let clean = self.clean_stretch(&leaf, inode, at, here).map_err(|c| self.broken(c))?;
+            let Some((from, to)) = clean else {
                 at = here;
                 continue;
             };
@@ -342,6 +335,31 @@ impl<S: BlockDevice> Set<S> {
             at = to;
         }
         Ok(())
+    }
+
+    /// The first stretch of a leaf's part of `[start, end)` that begins with clean data and has no dirty
+    /// ones, at most as long as an invalidation.
+    fn clean_stretch(
+        &self,
+        leaf: &NodeRef,
+        inode: u32,
+        start: u64,
+        end: u64,
+    ) -> Result<Option<(u64, u64)>, Corrupt> {
+        let buckets = self.buckets.borrow();
+        let durable = Durable(&buckets);
+        let node = leaf.node.borrow();
+        let mut stretch: Option<(u64, u64)> = None;
+        for piece in node.pieces(inode, start, end, &self.layout, &durable)? {
+            let Piece::Hit { start, end, key, .. } = piece else { continue };
+            match stretch {
+                Some((from, _)) if key.dirty() || end > from + INVALIDATION_MAX => break,
+                Some((from, _)) => stretch = Some((from, end)),
+                None if key.dirty() => {}
+                None => stretch = Some((start, end.min(start + INVALIDATION_MAX))),
+            }
+        }
+        Ok(stretch)
     }
 
     /// The hull of what a leaf may still hold of `[start, end)`, at most as long as an invalidation,

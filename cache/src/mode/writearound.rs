@@ -18,6 +18,7 @@ impl<S: BlockDevice, B: BlockDevice> Volume<S, B> {
         how: Durability,
     ) -> Result<Data> {
         let _range = self.backing_lock.write(range).await;
+        let _intent = self.intend(range).await?;
         let below = self.durability_over(range, how).await?;
         match self.hdd.write(range.start, data, below).await {
             Ok(data) => {
@@ -33,6 +34,7 @@ impl<S: BlockDevice, B: BlockDevice> Volume<S, B> {
 
     pub(crate) async fn zero_around(self: &Rc<Self>, range: Extent, how: Zero) -> Result<()> {
         let _range = self.backing_lock.write(range).await;
+        let _intent = self.intend(range).await?;
         let below = self.durability_over(range, how.durability).await?;
         match self.hdd.write_zeroes(range, Zero { durability: below, ..how }).await {
             Ok(()) => self.after_around(range, how.durability, below).await,
@@ -48,6 +50,7 @@ impl<S: BlockDevice, B: BlockDevice> Volume<S, B> {
     /// A discarded range may hold anything afterwards; so dirty data of it are let go at once.
     pub(crate) async fn discard_around(self: &Rc<Self>, range: Extent) -> Result<()> {
         let _range = self.backing_lock.write(range).await;
+        let _intent = self.intend(range).await?;
         if self.hdd_geometry.can_discard {
             self.hdd.discard(range).await?;
         }

@@ -21,6 +21,7 @@ impl<S: BlockDevice, B: BlockDevice> Volume<S, B> {
             return self.write_around(range, data, how).await;
         };
         let _range = self.backing_lock.write(range).await;
+        let _intent = self.intend(range).await?;
         let below = self.durability_over(range, how).await?;
         let view = data.freeze();
         let to_hdd = self.hdd.write(range.start, view.clone().into(), below);
