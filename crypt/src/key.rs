@@ -153,11 +153,21 @@ pub(crate) fn fill_random(bytes: &mut [u8]) -> Result<()> {
 
 /// Locks the pages of an expanded key, wherever its library put them, and keeps them out of core files.
 /// Nothing undoes it: the pages may hold a neighbour's secret too.
+///
+/// Page by page: `len` is what the schedules take at most, and the allocator may not have opened the
+/// page behind the last one that is really used.
 pub(crate) fn protect_schedule(at: *const u8, len: usize) {
     let page = rustix::param::page_size();
     let start = at.addr() & !(page - 1);
-    let end = (at.addr() + len).next_multiple_of(page);
-    protect(at.with_addr(start).cast_mut().cast(), end - start);
+    protect(at.with_addr(start).cast_mut().cast(), page);
+    for further in (start + page..at.addr() + len).step_by(page) {
+        let further = at.with_addr(further).cast_mut().cast();
+        // SAFETY: locking pages changes nothing that the program can see; a bad range is an error value.
+        let locked = unsafe { rustix::mm::mlock(further, page) };
+        if locked.is_ok() {
+            protect(further, page);
+        }
+    }
 }
 
 fn protect(at: *mut c_void, len: usize) {
