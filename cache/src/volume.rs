@@ -387,6 +387,7 @@ fn volume_geometry(hdd: &Geometry, ssd: &Geometry, sb: &BackingSuper) -> Geometr
         can_discard: true,
         fast_zero: hdd.fast_zero,
         cheap_fua: false,
-        rotational: hdd.rotational,
+        // What clients do about seeks is wasted on a device whose hits come from an SSD.
+        rotational: false,
     }
 }
