@@ -77,6 +77,8 @@ struct TaskSlot {
     /// Taken out while it runs.
     future: Option<Pin<Box<dyn Future<Output = ()>>>>,
     wake: Arc<TaskWake>,
+    /// `wake` as its future sees it; goes with it.
+    waker: Waker,
     cancelled: bool,
 }
 
@@ -298,7 +300,8 @@ impl Lane {
             id,
             queued: AtomicBool::new(true),
         });
-        entry.insert(TaskSlot { generation, future: Some(future), wake, cancelled: false });
+        let waker = Waker::from(Arc::clone(&wake));
+        entry.insert(TaskSlot { generation, future: Some(future), wake, waker, cancelled: false });
         drop(tasks);
         lane.shared.push(id);
         Task { join, id, lane: Rc::downgrade(lane) }
@@ -386,7 +389,8 @@ impl Lane {
     }
 
     fn run_task(&self, id: TaskId) {
-        let (mut future, wake) = {
+        // Both are taken out: the task may do anything to this table while it runs.
+        let (mut future, waker) = {
             let mut tasks = self.tasks.borrow_mut();
             let Some(slot) = tasks.get_mut(id.key) else {
                 return;
@@ -398,9 +402,8 @@ impl Lane {
                 return;
             };
             slot.wake.queued.store(false, Ordering::Release);
-            (future, Arc::clone(&slot.wake))
+            (future, std::mem::replace(&mut slot.waker, Waker::noop().clone()))
         };
-        let waker = Waker::from(wake);
         let done = future.as_mut().poll(&mut Context::from_waker(&waker)).is_ready();
         let mut tasks = self.tasks.borrow_mut();
         let slot = tasks.get_mut(id.key).expect("a running task keeps its slot");
@@ -408,6 +411,7 @@ impl Lane {
             Some(tasks.remove(id.key))
         } else {
             slot.future = Some(future);
+            slot.waker = waker;
             return;
         };
         // The future and whatever it owns drop without the borrow: they may spawn or wake.

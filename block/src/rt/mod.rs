@@ -166,7 +166,7 @@ impl Rt {
         let lane = Rc::clone(&self.0);
         let state = match lane.driver().host() {
             Some(host) => Submission::Running(host.submit(op)),
-            None => Submission::Refused(op),
+            None => Submission::Refused(Box::new(op)),
         };
         Submitted { lane, state }
     }
@@ -212,7 +212,7 @@ pub(crate) struct Submitted {
 
 enum Submission {
     Running(OpKey),
-    Refused(Op),
+    Refused(Box<Op>),
     Spent,
 }
 
@@ -234,7 +234,7 @@ impl Future for Submitted {
             return Poll::Ready(ended);
         }
         match std::mem::replace(&mut self.state, Submission::Spent) {
-            Submission::Refused(op) => Poll::Ready((op, Err(io::ErrorKind::Unsupported.into()))),
+            Submission::Refused(op) => Poll::Ready((*op, Err(io::ErrorKind::Unsupported.into()))),
             _ => panic!("polled after the end"),
         }
     }

@@ -131,37 +131,37 @@ impl OpKey {
     }
 }
 
-enum Waiter {
-    /// Nobody has polled yet.
-    Unborn,
-    Task(Waker),
-    /// The future was dropped.
-    Gone,
+/// Where an operation stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    Vacant,
+    /// The host works on it.
+    Running,
+    /// The host works on it, and its future was dropped.
+    Abandoned,
+    /// Its future has not asked yet.
+    Done,
 }
 
 const POISON: u64 = 0xDEAD_0B5C_0FFE_E000;
 
-enum State<X> {
-    Vacant {
-        next: Option<u32>,
-        poison: u64,
-    },
-    /// The host works on it. `op` is away while a worker thread has it.
-    Running {
-        op: Option<Op>,
-        /// What an engine keeps in place with it.
-        extra: X,
-        waiter: Waiter,
-    },
-    Done {
-        op: Op,
-        result: io::Result<Outcome>,
-    },
-}
-
+/// Laid out so that an operation moves in once and out once.
 struct Slot<X> {
     generation: u32,
-    state: State<X>,
+    stage: Stage,
+    /// The next vacant slot; [`POISON`] while this one is vacant.
+    next: Option<u32>,
+    poison: u64,
+    /// Away while a worker thread has it.
+    op: Option<Op>,
+    /// What an engine keeps in place with it.
+    extra: X,
+    /// Whom to wake. Kept when the slot is vacant: the next tenant is often the same task, and then
+    /// needs no clone.
+    waker: Waker,
+    /// Whether `waker` is this tenant's.
+    awaited: bool,
+    result: io::Result<Outcome>,
 }
 
 /// Operations in flight on one lane.
@@ -175,7 +175,8 @@ pub(crate) struct OpTable<X> {
 /// What is to be done, outside the table's borrow, after an operation has ended.
 #[must_use]
 pub(crate) enum Ended {
-    Wake(Waker),
+    /// Somebody waits: [`OpTable::wake`].
+    Awaited,
     /// Its future will look by itself.
     Noted,
     /// Its future is gone: here is what it owned, to drop.
@@ -184,7 +185,7 @@ pub(crate) enum Ended {
     Stale,
 }
 
-impl<X> OpTable<X> {
+impl<X: Default> OpTable<X> {
     pub(crate) fn new() -> OpTable<X> {
         OpTable { slots: Vec::new(), free: None, running: 0, stale: 0 }
     }
@@ -199,32 +200,52 @@ impl<X> OpTable<X> {
         self.stale
     }
 
-    fn put(&mut self, state: State<X>) -> OpKey {
-        let Some(slot) = self.free else {
-            let slot = u32::try_from(self.slots.len()).expect("operations are bounded by memory");
-            self.slots.push(Slot { generation: 0, state });
-            return OpKey { slot, generation: 0 };
+    /// A slot to fill.
+    fn take(&mut self) -> (OpKey, &mut Slot<X>) {
+        let slot = match self.free {
+            Some(slot) => slot,
+            None => {
+                let slot = u32::try_from(self.slots.len()).expect("memory bounds the operations");
+                self.slots.push(Slot {
+                    generation: 0,
+                    stage: Stage::Vacant,
+                    next: None,
+                    poison: POISON,
+                    op: None,
+                    extra: X::default(),
+                    waker: Waker::noop().clone(),
+                    awaited: false,
+                    result: Ok(Outcome::Count(0)),
+                });
+                slot
+            }
         };
         let entry = &mut self.slots[slot as usize];
-        let State::Vacant { next, poison } = entry.state else {
-            panic!("slot {slot} is in the free list and in use");
-        };
-        assert!(poison == POISON, "slot {slot} was written while it was free");
-        self.free = next;
-        entry.state = state;
-        OpKey { slot, generation: entry.generation }
+        assert!(entry.stage == Stage::Vacant, "slot {slot} is in the free list and in use");
+        assert!(entry.poison == POISON, "slot {slot} was written while it was free");
+        self.free = entry.next;
+        entry.poison = 0;
+        (OpKey { slot, generation: entry.generation }, entry)
     }
 
-    pub(crate) fn insert(&mut self, op: Option<Op>, extra: X) -> OpKey {
+    pub(crate) fn insert(&mut self, op: Option<Op>) -> OpKey {
         self.running += 1;
-        self.put(State::Running { op, extra, waiter: Waiter::Unborn })
+        let (key, slot) = self.take();
+        slot.stage = Stage::Running;
+        slot.op = op;
+        key
     }
 
     /// An operation that ended before it began.
     pub(crate) fn insert_done(&mut self, op: Op, result: io::Result<Outcome>) -> OpKey {
-        self.put(State::Done { op, result })
+        let (key, slot) = self.take();
+        slot.stage = Stage::Done;
+        slot.op = Some(op);
+        slot.result = result;
+        key
     }
 
+    /// For callers of ours, whose key must be good.
     fn slot(&mut self, key: OpKey) -> &mut Slot<X> {
         let slot = &mut self.slots[key.slot as usize];
         assert!(
@@ -237,22 +258,29 @@ impl<X> OpTable<X> {
         slot
     }
 
-    fn vacate(&mut self, key: OpKey) -> State<X> {
+    fn vacate(&mut self, key: OpKey) -> (Op, io::Result<Outcome>) {
         let next = self.free.replace(key.slot);
         let slot = self.slot(key);
         slot.generation = slot.generation.wrapping_add(1);
-        std::mem::replace(&mut slot.state, State::Vacant { next, poison: POISON })
+        slot.stage = Stage::Vacant;
+        slot.next = next;
+        slot.poison = POISON;
+        slot.awaited = false;
+        slot.extra = X::default();
+        let op = slot.op.take().expect("an ended operation is here");
+        (op, std::mem::replace(&mut slot.result, Ok(Outcome::Count(0))))
+    }
+
+    fn running_slot(&mut self, key: OpKey) -> Option<&mut Slot<X>> {
+        self.slots.get_mut(key.slot as usize).filter(|slot| {
+            slot.generation == key.generation
+                && matches!(slot.stage, Stage::Running | Stage::Abandoned)
+        })
     }
 
     /// The operation and what the engine keeps with it, or `None` when it is not running.
     pub(crate) fn running_mut(&mut self, key: OpKey) -> Option<(&mut Option<Op>, &mut X)> {
-        let slot = self.slots.get_mut(key.slot as usize)?;
-        match &mut slot.state {
-            State::Running { op, extra, .. } if slot.generation == key.generation => {
-                Some((op, extra))
-            }
-            _ => None,
-        }
+        self.running_slot(key).map(|slot| (&mut slot.op, &mut slot.extra))
     }
 
     /// The engine reports an end. `back` is the operation, where a worker had it.
@@ -262,74 +290,66 @@ impl<X> OpTable<X> {
         back: Option<Op>,
         result: io::Result<Outcome>,
     ) -> Ended {
-        let running = self.slots.get_mut(key.slot as usize).filter(|slot| {
-            slot.generation == key.generation && matches!(slot.state, State::Running { .. })
-        });
-        let Some(slot) = running else {
+        let Some(slot) = self.running_slot(key) else {
             self.stale += 1;
             return Ended::Stale;
         };
-        let State::Running { op, waiter, .. } = &mut slot.state else {
-            unreachable!("just seen");
-        };
-        let op = back.or(op.take()).expect("somebody has the operation");
-        let waiter = std::mem::replace(waiter, Waiter::Unborn);
+        slot.result = result;
+        if back.is_some() {
+            slot.op = back;
+        }
+        let abandoned = slot.stage == Stage::Abandoned;
+        slot.stage = Stage::Done;
+        let awaited = slot.awaited;
         self.running -= 1;
-        match waiter {
-            Waiter::Gone => {
-                drop(self.vacate(key));
-                Ended::Orphan(op, result)
-            }
-            waiter => {
-                slot.state = State::Done { op, result };
-                match waiter {
-                    Waiter::Task(waker) => Ended::Wake(waker),
-                    _ => Ended::Noted,
-                }
-            }
+        if abandoned {
+            let (op, result) = self.vacate(key);
+            return Ended::Orphan(op, result);
+        }
+        if awaited { Ended::Awaited } else { Ended::Noted }
+    }
+
+    /// Wakes whoever waits for an operation that has ended.
+    pub(crate) fn wake(&self, key: OpKey) {
+        let slot = &self.slots[key.slot as usize];
+        // Its future may have gone, or asked by itself, since it ended.
+        if slot.generation == key.generation && slot.awaited {
+            slot.waker.wake_by_ref();
         }
     }
 
     /// The future asks. After `Some` the key is spent.
     pub(crate) fn poll(&mut self, key: OpKey, waker: &Waker) -> Option<(Op, io::Result<Outcome>)> {
-        match &mut self.slot(key).state {
-            State::Running { waiter, .. } => {
-                match waiter {
-                    Waiter::Task(old) => old.clone_from(waker),
-                    other => *other = Waiter::Task(waker.clone()),
-                }
+        let slot = self.slot(key);
+        match slot.stage {
+            Stage::Running => {
+                slot.waker.clone_from(waker);
+                slot.awaited = true;
                 None
             }
-            State::Done { .. } => match self.vacate(key) {
-                State::Done { op, result } => Some((op, result)),
-                _ => unreachable!("just seen"),
-            },
-            State::Vacant { .. } => panic!("a future asks for a vacant slot"),
+            Stage::Done => Some(self.vacate(key)),
+            other => panic!("a future asks for a slot that is {other:?}"),
         }
     }
 
     /// The future was dropped: what it owned, when the host is done with it already.
     pub(crate) fn abandon(&mut self, key: OpKey) -> Option<(Op, io::Result<Outcome>)> {
-        match &mut self.slot(key).state {
-            State::Running { waiter, .. } => {
-                *waiter = Waiter::Gone;
+        let slot = self.slot(key);
+        match slot.stage {
+            Stage::Running => {
+                slot.stage = Stage::Abandoned;
                 None
             }
-            State::Done { .. } => match self.vacate(key) {
-                State::Done { op, result } => Some((op, result)),
-                _ => unreachable!("just seen"),
-            },
-            State::Vacant { .. } => panic!("a future leaves a vacant slot"),
+            Stage::Done => Some(self.vacate(key)),
+            other => panic!("a future leaves a slot that is {other:?}"),
         }
     }
 
     /// The keys of everything the host works on.
     pub(crate) fn running_keys(&self) -> Vec<OpKey> {
-        let keys = self.slots.iter().zip(0u32..).filter_map(|(slot, n)| {
-            matches!(slot.state, State::Running { .. })
-                .then_some(OpKey { slot: n, generation: slot.generation })
-        });
-        keys.collect()
+        let running = |slot: &Slot<X>| matches!(slot.stage, Stage::Running | Stage::Abandoned);
+        let slots = self.slots.iter().zip(0u32..).filter(|(slot, _)| running(slot));
+        slots.map(|(slot, n)| OpKey { slot: n, generation: slot.generation }).collect()
     }
 }
 
@@ -348,8 +368,8 @@ mod tests {
     #[test]
     fn an_abandoned_operation_keeps_its_buffer_until_its_end() {
         let pool = BufPool::new(0);
-        let mut table = OpTable::new();
-        let key = table.insert(Some(op(&pool)), ());
+        let mut table: OpTable<()> = OpTable::new();
+        let key = table.insert(Some(op(&pool)));
         assert!(table.abandon(key).is_none());
         assert_eq!(pool.lent(), 4096, "the host may still write there");
         let Ended::Orphan(op, _) = table.complete(key, None, Ok(Outcome::Count(1))) else {
@@ -362,13 +382,13 @@ mod tests {
     #[test]
     fn a_completion_for_a_finished_request_is_refused_and_counted() {
         let pool = BufPool::new(0);
-        let mut table = OpTable::new();
-        let first = table.insert(Some(op(&pool)), ());
+        let mut table: OpTable<()> = OpTable::new();
+        let first = table.insert(Some(op(&pool)));
         assert!(matches!(table.complete(first, None, Ok(Outcome::Count(1))), Ended::Noted));
         // Twice while its result waits, and once more when the slot has a new tenant.
         assert!(matches!(table.complete(first, None, Ok(Outcome::Count(1))), Ended::Stale));
         assert!(table.poll(first, Waker::noop()).is_some());
-        let second = table.insert(Some(op(&pool)), ());
+        let second = table.insert(Some(op(&pool)));
         assert_eq!(second.slot, first.slot, "the pool of slots is a stack");
         assert!(matches!(table.complete(first, None, Ok(Outcome::Count(1))), Ended::Stale));
         assert!(table.poll(second, Waker::noop()).is_none(), "still running");
@@ -380,10 +400,10 @@ mod tests {
     #[should_panic(expected = "generation")]
     fn touching_an_operation_after_its_slot_was_reused_is_a_bug() {
         let pool = BufPool::new(0);
-        let mut table = OpTable::new();
+        let mut table: OpTable<()> = OpTable::new();
         let first = table.insert_done(op(&pool), Ok(Outcome::Count(0)));
         assert!(table.poll(first, Waker::noop()).is_some());
-        table.insert(Some(op(&pool)), ());
+        table.insert(Some(op(&pool)));
         table.abandon(first);
     }
 
@@ -394,10 +414,7 @@ mod tests {
         let mut table: OpTable<()> = OpTable::new();
         let key = table.insert_done(op(&pool), Ok(Outcome::Count(0)));
         assert!(table.abandon(key).is_some());
-        let State::Vacant { poison, .. } = &mut table.slots[0].state else {
-            panic!("just left");
-        };
-        *poison -= 1;
-        table.insert(Some(op(&pool)), ());
+        table.slots[0].poison -= 1;
+        table.insert(Some(op(&pool)));
     }
 }

@@ -106,7 +106,7 @@ impl Threads {
         let count = ops.stale();
         drop(ops);
         match ended {
-            Ended::Wake(waker) => waker.wake(),
+            Ended::Awaited => self.ops.borrow().wake(key),
             Ended::Noted => {}
             Ended::Orphan(op, result) => drop((op, result)),
             Ended::Stale => tracing::error!(?key, count, "a request was completed twice"),
@@ -305,11 +305,11 @@ impl Host for Threads {
             return ops.insert_done(op, Err(Errno::CANCELED.into()));
         };
         if is_blocking(&op) {
-            let key = ops.insert(None, ());
+            let key = ops.insert(None);
             jobs.send(Job { key, op }).expect("workers listen until the close");
             return key;
         }
-        let key = ops.insert(Some(op), ());
+        let key = ops.insert(Some(op));
         self.fresh.borrow_mut().push(key);
         key
     }

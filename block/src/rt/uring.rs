@@ -66,8 +66,8 @@ pub(super) struct Ring {
     /// Where the kernel puts the eventfd's count. Never read: the wake-up itself is the news.
     event_count: Box<UnsafeCell<u64>>,
     event_armed: Cell<bool>,
-    /// Wakers of operations that have ended; woken on the lane's own turn.
-    woken: RefCell<Vec<Waker>>,
+    /// Operations that have ended and whose tasks wait; woken on the lane's own turn.
+    ended: RefCell<Vec<OpKey>>,
     closed: Cell<bool>,
 }
 
@@ -92,7 +92,7 @@ impl Ring {
             event,
             event_count: Box::default(),
             event_armed: Cell::new(false),
-            woken: RefCell::default(),
+            ended: RefCell::default(),
             closed: Cell::new(false),
         };
         ring.arm_event();
@@ -156,7 +156,7 @@ impl Ring {
         {
             let mut io = self.io.borrow_mut();
             let mut ops = self.ops.borrow_mut();
-            let mut woken = self.woken.borrow_mut();
+            let mut ended = self.ended.borrow_mut();
             for cqe in io.completion() {
                 match cqe.user_data() {
                     WAKE => self.event_armed.set(false),
@@ -165,7 +165,7 @@ impl Ring {
                         let key = OpKey::from_u64(key);
                         let result = outcome(&mut ops, key, cqe.result());
                         match ops.complete(key, None, result) {
-                            Ended::Wake(waker) => woken.push(waker),
+                            Ended::Awaited => ended.push(key),
                             Ended::Noted => {}
                             Ended::Orphan(op, result) => orphans.push((op, result)),
                             Ended::Stale => {
@@ -316,7 +316,7 @@ impl Host for Ring {
         if self.closed.get() {
             return ops.insert_done(op, Err(io::Error::from_raw_os_error(libc::ECANCELED)));
         }
-        let key = ops.insert(Some(op), None);
+        let key = ops.insert(Some(op));
         let Some((Some(op), message)) = ops.running_mut(key) else {
             unreachable!("just inserted");
         };
@@ -345,7 +345,7 @@ impl Host for Ring {
     }
 
     fn wait(&self, how: Wait) {
-        if how != Wait::No && self.woken.borrow().is_empty() {
+        if how != Wait::No && self.ended.borrow().is_empty() {
             return self.enter(how);
         }
         let mut io = self.io.borrow_mut();
@@ -363,14 +363,11 @@ impl Host for Ring {
         if !self.closed.get() {
             self.arm_event();
         }
-        let mut woken = self.woken.take();
-        for waker in woken.drain(..) {
-            waker.wake();
-        }
-        // Its memory is used again, unless waking has brought a new one.
-        let mut slot = self.woken.borrow_mut();
-        if slot.is_empty() {
-            *slot = woken;
+        let mut ended = self.ended.borrow_mut();
+        let ops = self.ops.borrow();
+        for key in ended.drain(..) {
+            // Our wakers only note a task down; nothing calls back.
+            ops.wake(key);
         }
     }
 
