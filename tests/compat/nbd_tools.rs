@@ -31,6 +31,9 @@ fn nbdinfo_reads_every_answer_of_the_handshake() {
     }
     assert_eq!(export["is_read_only"], false, "{info}");
     assert_eq!(export["block_size_preferred"], 4096, "{info}");
+    // Clients that obey, nbdfuse under a loop device among them, must still get their 512 bytes through.
+    let minimum = export["block_size_minimum"].as_u64().expect("a number");
+    assert!(minimum <= 512, "{info}");
     let contexts = export["contexts"].as_array().expect("a list of contexts");
     assert!(contexts.iter().any(|context| context == "base:allocation"), "{info}");
     let list = nbdinfo(&["--list", "--size", &server.uri()]);

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -74,10 +74,21 @@ enum Listens {
 }
 
 impl Listens {
-    /// Whether somebody answers. A socket file alone may be what a killed server left behind.
-    fn answers(&self) -> bool {
+    /// What lies at the socket's place. A killed server leaves its socket behind, and the kernel may go on
+    /// accepting there for a moment, while it takes down the dead server's ring.
+    fn left_behind(&self) -> Option<u64> {
         match self {
-            Listens::Unix(path) => UnixStream::connect(path).is_ok(),
+            Listens::Unix(path) => std::fs::metadata(path).ok().map(|meta| meta.ino()),
+            Listens::Tcp(_) => None,
+        }
+    }
+
+    /// Whether somebody answers, other than at the socket that was `left_behind`.
+    fn answers(&self, left_behind: Option<u64>) -> bool {
+        match self {
+            Listens::Unix(path) => {
+                self.left_behind() != left_behind && UnixStream::connect(path).is_ok()
+            }
             Listens::Tcp(port) => TcpStream::connect(("127.0.0.1", *port)).is_ok(),
         }
     }
@@ -145,6 +156,7 @@ impl Server {
 
     #[track_caller]
     fn spawn(dir: &Path, mut command: Command, listens: Listens) -> Result<Server, Finished> {
+        let left_behind = listens.left_behind();
         let log = dir.join("server.log");
         let output = File::create(&log).expect("the server's log");
         let child = command
@@ -158,7 +170,7 @@ impl Server {
         let answer = clock::wait_for(START_LIMIT, || {
             match server.child.try_wait().expect("asking for a child's state") {
                 Some(status) => Some(Err(status.code())),
-                None => server.listens.answers().then_some(Ok(())),
+                None => server.listens.answers(left_behind).then_some(Ok(())),
             }
         });
         match answer {

@@ -4,6 +4,10 @@
 //! holds. The disk must hold, for every block, the last version that a flush (or FUA) made durable, or a
 //! later one that was sent: contract points 3 and 4 of the `BlockDevice` trait. Several connections write at the
 //! same time and one of them flushes for all.
+//!
+//! A write in flight when the server died may show only later: write-through sends to both devices at once,
+//! and a crash in between leaves the new data on the disk under an old clean copy in the cache. The kernel's
+//! bcache has the same window. What is never allowed is going back behind what was read and flushed.
 
 use std::io;
 
@@ -157,7 +161,7 @@ impl Ledger {
         lost
     }
 
-    /// [`Ledger::check`] on a server; then flushes, and takes what was found as the new truth.
+    /// [`Ledger::check`] on a server; then flushes: from here on nothing older than what was found will do.
     ///
     /// # Panics
     /// When a block is lost, naming the first few.
@@ -176,7 +180,7 @@ impl Ledger {
         assert!(lost.is_empty(), "seed {}: {} blocks lost, first {few:#?}", self.seed, lost.len());
         nbd.ask(Request::Flush).expect("the server stays").expect("a flush");
         for (block, version) in self.blocks.iter_mut().zip(seen) {
-            *block = Block { floor: version, done: version, top: version };
+            *block = Block { floor: version, done: version, ..*block };
         }
     }
 
