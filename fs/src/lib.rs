@@ -46,7 +46,7 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`format`] | the bytes: raw and parsed structures, nothing else |
+//! | [`mod@format`] | the bytes: raw and parsed structures, nothing else |
 //! | [`verify`] | the tree checker: each rule once, in the kernel's words |
 //! | `chunk`, `volume` | addresses; devices, copies, retries |
 //! | `tree` | blocks in memory, their cache, cursors, making new ones |

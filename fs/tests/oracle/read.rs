@@ -165,3 +165,47 @@ fn a_log_tree_is_mentioned_and_the_last_commit_is_shown() {
         assert_eq!(kind(fs.lookup("/g").await), Some(ErrorKind::NotFound));
     });
 }
+
+/// Data in two copies, each with a bad sector of its own: every byte is still there. Then both copies
+/// of one sector are bad, and only that sector is lost.
+#[test]
+fn of_two_copies_of_data_the_good_one_is_returned() {
+    let Some(dir) = workshop("of_two_copies_of_data_the_good_one_is_returned") else { return };
+    let image = dir.path().join("disk");
+    shell(dir.path(), "truncate -s 300M disk; mkfs.btrfs -q -d dup -m dup disk >/dev/null");
+    let mount = Mount::new(&image, "");
+    shell(mount.path(), "seq 1000000 1100000 > f; sync");
+    let plain = std::fs::read(mount.path().join("f")).unwrap();
+    drop(mount);
+    let whole = std::fs::read(&image).unwrap();
+    let places = |needle: &[u8]| -> Vec<u64> {
+        let sectors = (0u64..).step_by(4096).zip(whole.chunks(4096));
+        let text = sectors.filter(|(_, sector)| sector[0].is_ascii_digit() || sector[0] == b'\n');
+        text.filter_map(|(at, sector)| {
+            let within = sector.windows(needle.len()).position(|window| window == needle)?;
+            Some(at + within as u64)
+        })
+        .collect()
+    };
+    // Three lines in different sectors; each is on the device twice.
+    let [a, b, c] = ["1000100\n", "1050000\n", "1099000\n"].map(|line| places(line.as_bytes()));
+    assert_eq!([a.len(), b.len(), c.len()], [2, 2, 2]);
+    let device = load(&image);
+    device.poke(a[0], b"X");
+    device.poke(b[1], b"X");
+    let second = device.clone();
+    Sim::new(1).run(|_| async move {
+        let fs = Fs::open(second, OpenOptions::default()).await.unwrap();
+        let f = fs.lookup("/f").await.unwrap();
+        assert!(fs.read(f, 0, plain.len()).await.unwrap() == plain);
+        assert_eq!(fs.counters().bad_copies, 1, "the copy read first was bad once");
+        c.iter().for_each(|at| device.poke(*at, b"X"));
+        let error = fs.read(f, 0, plain.len()).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Corrupt);
+        let at = error.place.offset.unwrap();
+        let lost = usize::try_from(at).unwrap();
+        assert!(plain[lost..lost + 4096].windows(8).any(|line| line == b"1099000\n"));
+        assert_eq!(fs.read(f, 0, lost).await.unwrap(), plain[..lost]);
+        assert_eq!(fs.read(f, at + 4096, 99999).await.unwrap(), plain[lost + 4096..]);
+    });
+}
