@@ -150,9 +150,20 @@ impl<S: BlockDevice> Set<S> {
                 self.fail(&e);
                 return Err(e);
             }
-            at = at + len;
+            at += len;
         }
         Ok(())
+    }
+
+    /// Appends a set to a node, durably. A set is there when its first block is, and neither the
+    /// kernel nor we take a node with a torn one; so the first block goes last.
+    pub(crate) async fn write_set(&self, sector: u64, bytes: &[u8]) -> Result<()> {
+        let block = Sectors(self.layout.block_size.into());
+        let (head, body) = bytes.split_at(block.byte_len().min(bytes.len()));
+        if !body.is_empty() {
+            self.write_meta(sector + block.0, body).await?;
+        }
+        self.write_meta(sector, head).await
     }
 
     /// Reads metadata.

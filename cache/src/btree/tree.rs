@@ -578,7 +578,7 @@ impl<S: BlockDevice> Set<S> {
         // W1 for keys that reach the disk before their journal entry does, or without one.
         let hardened = self.harden(stamp).await;
         let done = match hardened {
-            Ok(()) => self.write_meta(write.sector, &write.bytes).await,
+            Ok(()) => self.write_set(write.sector, &write.bytes).await,
             failed => failed,
         };
         node.writing.set(false);
