@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use serde_json::{Value, json};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use varve_block::{BlockDevice, Dyn, Rt};
+use varve_block::{Dyn, Rt};
 use varve_fs::format::inode::{FileType, Inode, Time};
 use varve_fs::{Fs, InodeId, MkfsOptions, OpenOptions};
 
