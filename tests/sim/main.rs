@@ -2,6 +2,7 @@
 //!
 //! `VARVE_SEEDS=17,99` or `VARVE_SEEDS=1..5000` replays; without it every run takes fresh seeds.
 
+mod cache;
 mod crypt;
 mod export;
 mod scenarios;

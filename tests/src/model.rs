@@ -77,14 +77,20 @@ pub struct Wrong {
     pub when: &'static str,
     pub saw: String,
     pub allowed: String,
+    /// The latest changes and lives that concern the sector, oldest first.
+    pub history: Vec<String>,
 }
 
 impl fmt::Display for Wrong {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} sector {}: saw {}, allowed: {}",
-            self.when, self.sector, self.saw, self.allowed
+            "{} sector {}: saw {}, allowed: {}; history: {}",
+            self.when,
+            self.sector,
+            self.saw,
+            self.allowed,
+            self.history.join(", ")
         )
     }
 }
@@ -157,8 +163,17 @@ impl History {
     }
 }
 
+/// One line of the model's diary.
+enum Event {
+    Change { number: u64, name: &'static str, sectors: std::ops::Range<u64> },
+    Finished { number: u64, ok: bool, durable: bool },
+    Flushed,
+    Crash,
+}
+
 pub struct Model {
     sectors: Vec<History>,
+    diary: Vec<Event>,
     /// Sectors with more than one version.
     open: BTreeSet<u64>,
     changes: u64,
@@ -178,6 +193,7 @@ impl Model {
         };
         Model {
             sectors: (0..sectors).map(|_| unknown()).collect(),
+            diary: Vec::new(),
             open: BTreeSet::new(),
             changes: 0,
             events: 0,
@@ -196,7 +212,13 @@ impl Model {
         &mut self.sectors[usize::try_from(sector).expect("on the device")]
     }
 
-    fn admit(&mut self, offset: u64, len: u64, what: impl Fn(u64) -> Option<What>) -> Change {
+    fn admit(
+        &mut self,
+        name: &'static str,
+        offset: u64,
+        len: u64,
+        what: impl Fn(u64) -> Option<What>,
+    ) -> Change {
         self.changes += 1;
         let number = self.changes;
         let size = SECTOR as u64;
@@ -211,7 +233,37 @@ impl Model {
                 });
             }
         }
+        self.diary.push(Event::Change { number, name, sectors: sectors.clone() });
         Change { number, sectors }
+    }
+
+    /// The last lines of the diary that concern a sector.
+    fn history_of(&self, sector: u64) -> Vec<String> {
+        let mut mine = BTreeSet::new();
+        let mut lines = Vec::new();
+        for event in &self.diary {
+            match event {
+                Event::Change { number, name, sectors } if sectors.contains(&sector) => {
+                    mine.insert(*number);
+                    lines.push(format!("{number}: {name} {}..{}", sectors.start, sectors.end));
+                }
+                Event::Finished { number, ok, durable } if mine.contains(number) => {
+                    let how = if *durable { " durably" } else { "" };
+                    let end = if *ok { "done" } else { "failed" };
+                    lines.push(format!("{number} {end}{how}"));
+                }
+                Event::Flushed => lines.push("flushed".to_owned()),
+                Event::Crash => lines.push("-- restart --".to_owned()),
+                _ => {}
+            }
+        }
+        lines.dedup();
+        lines.split_off(lines.len().saturating_sub(16))
+    }
+
+    /// A new life begins.
+    pub fn restarted(&mut self) {
+        self.diary.push(Event::Crash);
     }
 
     /// The number that the next change will have, for filling its bytes.
@@ -221,8 +273,12 @@ impl Model {
 
     /// A write is admitted. Call it in the step that asks the export.
     pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Change {
+        self.change("write", offset, bytes)
+    }
+
+    fn change(&mut self, name: &'static str, offset: u64, bytes: &[u8]) -> Change {
         let len = bytes.len() as u64;
-        self.admit(offset, len, |sector| {
+        self.admit(name, offset, len, |sector| {
             let start = (sector * SECTOR as u64).max(offset);
             let end = ((sector + 1) * SECTOR as u64).min(offset + len);
             let int = |n: u64| usize::try_from(n).expect("within a request");
@@ -236,12 +292,12 @@ impl Model {
     }
 
     pub fn write_zeroes(&mut self, offset: u64, len: u64) -> Change {
-        self.write(offset, &vec![0; usize::try_from(len).expect("a request")])
+        self.change("zero", offset, &vec![0; usize::try_from(len).expect("a request")])
     }
 
     /// A trim is admitted: whole sectors inside may become anything.
     pub fn trim(&mut self, offset: u64, len: u64) -> Change {
-        self.admit(offset, len, |sector| {
+        self.admit("trim", offset, len, |sector| {
             let (start, end) = (sector * SECTOR as u64, (sector + 1) * SECTOR as u64);
             (offset <= start && end <= offset + len).then_some(What::Anything)
         })
@@ -251,6 +307,7 @@ impl Model {
     pub fn finish(&mut self, change: Change, ok: bool, durable: bool) {
         self.events += 1;
         let event = self.events;
+        self.diary.push(Event::Finished { number: change.number, ok, durable });
         for sector in change.sectors.clone() {
             let history = self.history_mut(sector);
             let place = history.versions.iter();
@@ -275,6 +332,7 @@ impl Model {
 
     /// A flush was answered well.
     pub fn flushed(&mut self, flush: &Flush) {
+        self.diary.push(Event::Flushed);
         let open: Vec<u64> = self.open.iter().copied().collect();
         for sector in open.iter().copied() {
             let history = self.history_mut(sector);
@@ -342,6 +400,7 @@ impl Model {
                 when: "after the crash",
                 saw: "an error".into(),
                 allowed: describe_set(&self.history(sector).survivors(), sector),
+                history: self.history_of(sector),
             });
         }
         self.pin(sector, What::Anything);
@@ -383,6 +442,7 @@ impl Model {
             when,
             saw: describe(saw, start),
             allowed: describe_set(&allowed, sector),
+            history: self.history_of(sector),
         })
     }
 }

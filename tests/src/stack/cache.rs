@@ -71,13 +71,6 @@ impl Stack for Cached {
         geometry("cache", BUCKETS * u64::from(BUCKET))
     }
 
-    /// A write that passes the cache by, or goes through it, may reach the backing disk while the
-    /// index still names the older copy on the caching one. After a cut the older copy is read until
-    /// it is evicted: the kernel's cache is no different.
-    fn settles(&self) -> bool {
-        false
-    }
-
     async fn format(&self, rt: &Rt, disks: &Disks) -> Result<(), Failed> {
         // The world's chance names them: a seed is one world to the last byte.
         let name = || Uuid::from_u128(u128::from(rt.prng().next_u64()));

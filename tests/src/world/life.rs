@@ -130,6 +130,7 @@ pub(super) async fn live<S: Stack>(rt: Rt, stack: Rc<S>, start: Start) -> Result
         violation: Mutex::new(None),
         bell,
     });
+    life.model().restarted();
     let unreadable = plan.backing.torn_units_unreadable || plan.cache.torn_units_unreadable;
     compare(&life, &export, unreadable).await?;
     disks.backing.set_plan(plan.backing);

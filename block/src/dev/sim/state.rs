@@ -253,9 +253,11 @@ impl State {
         change.next = end;
     }
 
-    /// A change failed: its parts stay as they are, and nobody promises anything about them.
+    /// A change failed. What it did of its work is there for reads to see; a flush from now on
+    /// makes that durable, as it does with whatever else the cache holds.
     pub(super) fn abandon(&mut self, number: u64) {
-        self.in_flight.remove(&number);
+        let change = self.in_flight.remove(&number).expect("on its way");
+        change.finished.set(self.barrier());
     }
 
     /// A change is answered; with `fua`, its units are stable.
