@@ -7,17 +7,15 @@ use crate::format::Uuid;
 use crate::format::chunk::{Chunk, DevItem};
 use crate::format::key::{ItemType, Key, objectid};
 use crate::format::root::Root;
-use crate::format::superblock::{
-    CompatRo, Incompat, SUPER_OFFSETS, SUPER_SIZE, SuperFlags, Superblock,
-};
+use crate::format::superblock::{CompatRo, Incompat, SUPER_OFFSETS, SuperFlags, Superblock};
 use crate::tree::cursor::{Cursor, Tree, find_last};
 use crate::units::Logical;
 use crate::verify::{self, Rules};
-use crate::volume::{Counters, Member, Volume};
+use crate::volume::{Counters, Member, Volume, read_super};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use varve_block::{BlockDevice, BufPool, Extent, Sector, Sectors};
+use varve_block::BlockDevice;
 
 /// How to open. `Default` is what a mount does.
 #[derive(Clone, Debug)]
@@ -183,7 +181,7 @@ async fn gather<D: BlockDevice>(
 ) -> Result<(Vec<Member<D>>, Superblock)> {
     let mut found = Vec::new();
     for device in devices {
-        let sb = read_super(&device, copy).await?;
+        let sb = superblock_of(&device, copy).await?;
         found.push((device, sb));
     }
     let newest = found.iter().map(|(_, sb)| sb).max_by_key(|sb| sb.generation).cloned();
@@ -224,25 +222,16 @@ async fn gather<D: BlockDevice>(
     Ok((members, newest))
 }
 
-async fn read_super<D: BlockDevice>(device: &D, copy: usize) -> Result<Superblock> {
-    let geometry = device.geometry();
+async fn superblock_of<D: BlockDevice>(device: &D, copy: usize) -> Result<Superblock> {
     let Some(&at) = SUPER_OFFSETS.get(copy) else {
         return Err(Error::new(ErrorKind::Invalid, "superblock copies are 0, 1 and 2"));
     };
-    let block = geometry.block.bytes().max(SUPER_SIZE as u64);
-    if !at.is_multiple_of(block) {
-        return Err(Error::unsupported(format!("device blocks of {block} bytes")));
-    }
-    let range = Extent::new(Sector::containing(at), Sectors(block >> 9));
-    if !range.fits(geometry.len) {
-        let message = format!("{}: too small to hold superblock copy {copy}", geometry.dev);
-        return Err(Error::corrupt(message));
-    }
-    let pool = BufPool::new(SUPER_SIZE);
-    let bytes = device.read(range.start, pool.take(range.len).await).await?;
-    let sb = verify::superblock(bytes.get(..SUPER_SIZE).unwrap_or(&[]), at)
-        .map_err(|fault| Error::corrupt(format!("{}: {fault}", geometry.dev)).because(fault))?;
-    Ok(sb)
+    let dev = device.geometry().dev;
+    let Some(bytes) = read_super(device, at).await? else {
+        return Err(Error::corrupt(format!("{dev}: too small to hold superblock copy {copy}")));
+    };
+    verify::superblock(&bytes, at)
+        .map_err(|fault| Error::corrupt(format!("{dev}: {fault}")).because(fault))
 }
 
 /// What this engine would misread is refused by name.

@@ -8,10 +8,10 @@ use crate::chunk::ChunkMap;
 use crate::csum::Found;
 use crate::error::{Error, ErrorKind, Place, Result};
 use crate::format::Uuid;
-use crate::format::superblock::Superblock;
+use crate::format::superblock::{SUPER_SIZE, Superblock};
 use crate::tree::cache::{BlockCache, Look};
 use crate::tree::node::TreeBlock;
-use crate::units::{Logical, Physical};
+use crate::units::{Logical, Physical, to_usize};
 use crate::verify::{Expect, Rules};
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
@@ -143,7 +143,7 @@ impl<D: BlockDevice> Volume<D> {
             let Some(place) = piece.copies.get(mirror - 1) else {
                 return Err(Error::corrupt(format!("logical {at} has no mirror {mirror}")));
             };
-            let len = usize::try_from(piece.len).unwrap_or(usize::MAX).min(rest.len());
+            let len = to_usize(piece.len).min(rest.len());
             let (head, tail) = rest.split_at_mut(len);
             self.read_device(*place, head).await?;
             rest = tail;
@@ -160,7 +160,8 @@ impl<D: BlockDevice> Volume<D> {
             return Err(Error::new(ErrorKind::Io, message));
         };
         let block = geometry.block.bytes();
-        let most = geometry.max_request.bytes() - geometry.max_request.bytes() % block;
+        let most = geometry.max_request.bytes();
+        let most = (most - most % block).max(block);
         let mut byte = place.byte;
         let mut rest = out;
         while !rest.is_empty() {
@@ -173,7 +174,7 @@ impl<D: BlockDevice> Volume<D> {
                 return Err(Error::new(ErrorKind::Io, message));
             }
             let buf = device.read(range.start, self.pool.take(range.len).await).await?;
-            let got = buf.get(usize::try_from(skip).unwrap_or(usize::MAX)..).unwrap_or(&[]);
+            let got = buf.get(to_usize(skip)..).unwrap_or(&[]);
             let len = got.len().min(rest.len());
             let (head, tail) = rest.split_at_mut(len);
             head.copy_from_slice(&got[..len]);
@@ -279,6 +280,22 @@ impl<D: BlockDevice> Volume<D> {
     }
 }
 
+/// The 4096 bytes of a superblock copy, also from a device with larger blocks; `None` where the device
+/// ends before.
+pub(crate) async fn read_super<D: BlockDevice>(device: &D, at: u64) -> Result<Option<Vec<u8>>> {
+    let geometry = device.geometry();
+    let block = geometry.block.bytes().max(SUPER_SIZE as u64);
+    let start = at - at % block;
+    let range = Extent::new(Sector::containing(start), Sectors(block >> 9));
+    if !range.fits(geometry.len) {
+        return Ok(None);
+    }
+    let pool = BufPool::new(SUPER_SIZE);
+    let buf = device.read(range.start, pool.take(range.len).await).await?;
+    let bytes = buf.get(to_usize(at - start)..).and_then(|bytes| bytes.get(..SUPER_SIZE));
+    Ok(bytes.map(<[u8]>::to_vec))
+}
+
 /// Whose data is being read: for messages. `offset` is the file's byte at the first one read, or for
 /// a compressed extent at its first uncompressed one.
 #[derive(Clone, Copy, Debug)]
@@ -321,8 +338,7 @@ impl Sums {
     /// Takes over the digests of an item whose first is sector `first` of the item's own and belongs
     /// to sector `to` here.
     pub(crate) fn put(&mut self, item: &[u8], first: u64, to: u64) {
-        let skip = usize::try_from(first).unwrap_or(usize::MAX);
-        let to = usize::try_from(to).unwrap_or(usize::MAX);
+        let (skip, to) = (to_usize(first), to_usize(to));
         let here = self.bytes.chunks_exact_mut(self.each).zip(&mut self.present);
         for ((mine, present), digest) in here.skip(to).zip(item.chunks_exact(self.each).skip(skip))
         {

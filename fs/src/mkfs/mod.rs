@@ -24,9 +24,8 @@ use crate::format::inode::Time;
 use crate::format::superblock::{Label, MAGIC, SUPER_SIZE, Superblock, copies_on};
 use crate::format::{chunk, superblock};
 use crate::tree::build::TreeBlocks;
-use varve_block::{
-    BlockDevice, BufPool, Data, Durability, Extent, Geometry, Rt, Sector, Sectors, Zero,
-};
+use crate::volume::read_super;
+use varve_block::{BlockDevice, BufPool, Data, Durability, Extent, Rt, Sector, Sectors, Zero};
 
 /// What the file system shall be. `Default` is what nearly everybody wants.
 #[derive(Clone, Debug)]
@@ -164,10 +163,8 @@ pub struct Existing {
 /// Looks for a btrfs superblock, in any place it may be. Its rules are not checked: a damaged file
 /// system is still somebody's.
 pub async fn detect<D: BlockDevice>(device: &D) -> Result<Option<Existing>> {
-    let geometry = device.geometry();
-    let pool = BufPool::new(SUPER_SIZE);
-    for at in copies_on(geometry.len.bytes()) {
-        let Some(bytes) = read_small(device, &geometry, &pool, at).await? else { continue };
+    for at in copies_on(device.geometry().len.bytes()) {
+        let Some(bytes) = read_super(device, at).await? else { continue };
         let magic = bytes.get(0x40..0x48).map(|m| m == MAGIC.to_le_bytes());
         if magic == Some(true)
             && let Ok(sb) = Superblock::parse(&bytes)
@@ -176,24 +173,6 @@ pub async fn detect<D: BlockDevice>(device: &D) -> Result<Option<Existing>> {
         }
     }
     Ok(None)
-}
-
-/// 4096 bytes from `at`, also from a device with larger blocks.
-async fn read_small<D: BlockDevice>(
-    device: &D,
-    geometry: &Geometry,
-    pool: &BufPool,
-    at: u64,
-) -> Result<Option<Vec<u8>>> {
-    let block = geometry.block.bytes().max(SUPER_SIZE as u64);
-    let start = at - at % block;
-    let range = Extent::new(Sector::containing(start), Sectors(block >> 9));
-    if !range.fits(geometry.len) {
-        return Ok(None);
-    }
-    let buf = device.read(range.start, pool.take(range.len).await).await?;
-    let from = usize::try_from(at - start).unwrap_or(usize::MAX);
-    Ok(buf.get(from..).and_then(|b| b.get(..SUPER_SIZE)).map(<[u8]>::to_vec))
 }
 
 /// Makes a file system on `device`.
@@ -235,8 +214,11 @@ async fn act<D: BlockDevice>(device: &D, pool: &BufPool, step: Step) -> Result<(
             device.write_zeroes(range, Zero { may_unmap: true, ..Zero::default() }).await?;
         }
         Step::Write { at, bytes } => {
-            let buf = Data::Owned(pool.take_copy(&bytes).await);
-            device.write(Sector::containing(at), buf, Durability::Cached).await?;
+            let most = device.geometry().max_request.byte_len();
+            for (at, piece) in (at..).step_by(most).zip(bytes.chunks(most)) {
+                let buf = Data::Owned(pool.take_copy(piece).await);
+                device.write(Sector::containing(at), buf, Durability::Cached).await?;
+            }
         }
     }
     Ok(())

@@ -4,7 +4,7 @@ use crate::fs::{Fs, OpenOptions};
 use crate::verify;
 use varve_block::dev::sim::{Image, Plan as Faults};
 use varve_block::dev::{Mem, SimDisk};
-use varve_block::{DevId, Prng, Sim};
+use varve_block::{DevId, Geometry, Prng, Sim};
 
 fn identity() -> Identity {
     Identity {
