@@ -166,6 +166,21 @@ impl<S: BlockDevice> Set<S> {
         self.write_meta(sector, head).await
     }
 
+    /// As [`Set::write_meta`], but a power cut leaves all of it or nothing that counts.
+    ///
+    /// A device keeps single blocks whole, not requests. What is sealed by a head that names it (a set
+    /// of keys, a superblock) is written tail first: without its first block it is not there. The
+    /// kernel writes all at once, and a torn append is the end of the whole set for it.
+    pub(crate) async fn write_whole(&self, sector: u64, bytes: &[u8]) -> Result<()> {
+        let block = self.geometry.block;
+        if bytes.len() > block.byte_len() {
+            let (head, tail) = bytes.split_at(block.byte_len());
+            self.write_meta(sector + block.0, tail).await?;
+            return self.write_meta(sector, head).await;
+        }
+        self.write_meta(sector, bytes).await
+    }
+
     /// Reads metadata.
     pub(crate) async fn read_meta(&self, sector: u64, sectors: u32) -> Result<Vec<u8>> {
         read_all(&self.ssd, &self.meta, Extent::new(Sector(sector), Sectors(sectors.into()))).await
@@ -187,7 +202,7 @@ impl<S: BlockDevice> Set<S> {
         };
         let again = CacheSuper::parse(page.as_slice(), facts).map_err(|c| self.broken(c))?;
         assert!(again.seq == self.sb.borrow().seq + 1, "superblock seq goes up by one");
-        self.write_meta(SUPERBLOCK_SECTOR, page.as_slice()).await?;
+        self.write_whole(SUPERBLOCK_SECTOR, page.as_slice()).await?;
         *self.sb.borrow_mut() = next;
         Ok(())
     }

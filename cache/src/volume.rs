@@ -21,7 +21,7 @@ use varve_block::{
     Result, Sector, Sectors,
 };
 
-use crate::format::superblock::SUPERBLOCK_SECTOR;
+use crate::format::superblock::{SUPERBLOCK_BYTES, SUPERBLOCK_SECTOR};
 use crate::format::{BackingState, BackingSuper, CacheMode};
 use crate::intent::{self, Intents};
 use crate::open::{OpenOptions, WritebackOptions};
@@ -141,8 +141,7 @@ impl<S: BlockDevice, B: BlockDevice> Volume<S, B> {
         let mut next = self.sb.borrow().clone();
         change(&mut next);
         let page = next.encode();
-        let buf = self.set.meta.take_copy(page.as_slice()).await;
-        self.hdd.write(Sector(SUPERBLOCK_SECTOR), buf.into(), Durability::Fua).await?;
+        write_backing_super(&self.hdd, &self.set.meta, &self.sb.borrow().encode(), &page).await?;
         *self.sb.borrow_mut() = next;
         Ok(())
     }
@@ -370,6 +369,26 @@ impl<S: BlockDevice, B: BlockDevice> Drop for DirtyWriter<S, B> {
         self.0.dirty_writers.set(self.0.dirty_writers.get() - 1);
         self.0.wake.notify_one();
     }
+}
+
+/// Writes a backing superblock over another one: the tail first and only if it differs, so that a power
+/// cut leaves one or the other.
+pub(crate) async fn write_backing_super<B: BlockDevice>(
+    hdd: &B,
+    pool: &BufPool,
+    old: &[u8; SUPERBLOCK_BYTES],
+    new: &[u8; SUPERBLOCK_BYTES],
+) -> Result<()> {
+    let block = hdd.geometry().block;
+    let at = block.byte_len().min(SUPERBLOCK_BYTES);
+    let (head, tail) = new.split_at(at);
+    if tail != &old[at..] {
+        let buf = pool.take_copy(tail).await;
+        hdd.write(Sector(SUPERBLOCK_SECTOR) + block, buf.into(), Durability::Fua).await?;
+    }
+    let buf = pool.take_copy(head).await;
+    hdd.write(Sector(SUPERBLOCK_SECTOR), buf.into(), Durability::Fua).await?;
+    Ok(())
 }
 
 /// What the volume looks like from above.
