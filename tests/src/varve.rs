@@ -76,7 +76,9 @@ pub fn make_stack(dir: &Path, hdd: u64, ssd: u64, mode: &str, key: Option<&str>)
     std::fs::write(dir.join("key"), key).expect("a key file");
     let stack = stack.with("--key-file", "key");
     let format = ["crypt".into(), "format".into()];
-    let rest = ["--pbkdf".into(), "pbkdf2".into(), "--force".into()];
+    // Few iterations: an emulated guest has to unlock it too.
+    let rest = "--pbkdf pbkdf2 --pbkdf-force-iterations 1000 --force";
+    let rest: Vec<_> = rest.split(' ').map(Into::into).collect();
     varve_in(dir, format.iter().chain(stack.args()).chain(&rest)).ok();
     stack
 }

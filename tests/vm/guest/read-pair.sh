@@ -17,6 +17,9 @@ echo 0 >/sys/block/bcache0/bcache/writeback_running
     cryptsetup open --readonly --key-file /host/key "$disk" plain
     disk=/dev/mapper/plain
     printf 'plain '; sha256sum <"$disk"
+    # From here on writable: btrfs refuses to replay its log on a read-only device, even into memory.
+    cryptsetup close plain
+    cryptsetup open --key-file /host/key /dev/bcache0 plain
   fi
   if [ "$FS" != none ]; then
     mkdir -p /mnt
