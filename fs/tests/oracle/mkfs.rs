@@ -25,7 +25,7 @@ const MIB: u64 = 1 << 20;
 fn btrfs_check_finds_nothing_to_say() {
     let Some(dir) = workshop("btrfs_check_finds_nothing_to_say") else { return };
     let image = dir.path().join("disk");
-    let sizes = [109 * MIB, 256 * MIB, 1 << 30, 4 << 30, (4 << 30) + 12_345, 60 << 30, 1 << 40];
+    let sizes = [109 * MIB, 256 * MIB, 1 << 30, (4 << 30) + 12_345, 60 << 30, 1 << 40];
     let base = MkfsOptions { label: "of varve".into(), ..MkfsOptions::default() };
     let mut shapes = vec![MkfsOptions { block_group_tree: true, ..base.clone() }];
     for nodesize in [4096, 8192, 16384, 32768, 65536] {
