@@ -3,7 +3,9 @@
 //! The list is of what people keep on disks; offsets and magics are those the formats publish and
 //! `blkid` looks for.
 
-use varve_block::{BlockDevice, BufPool, Sector, Sectors};
+use anyhow::bail;
+use varve_block::{BlockDevice, BufPool, Durability, Extent, Sector, Sectors};
+use varve_cache::format::Superblock;
 
 struct Known {
     name: &'static str,
@@ -46,11 +48,14 @@ const KNOWN: &[Known] = &[
 /// How much of a device's head is looked at.
 const HEAD: Sectors = Sectors(136);
 
+/// Where a bcache superblock lies.
+const SUPERBLOCK: Extent = Extent { start: Sector(8), len: Sectors(8) };
+
 /// The first known signature in the head of a device, if any.
 ///
 /// # Errors
 /// When the device cannot be read.
-pub(crate) async fn find<D: BlockDevice>(device: &D) -> varve_block::Result<Option<&'static str>> {
+async fn find<D: BlockDevice>(device: &D) -> varve_block::Result<Option<&'static str>> {
     let geometry = device.geometry();
     let block = geometry.block.0.max(1);
     let len = Sectors(HEAD.0.min(geometry.len.0) / block * block);
@@ -59,6 +64,32 @@ pub(crate) async fn find<D: BlockDevice>(device: &D) -> varve_block::Result<Opti
     }
     let head = device.read(Sector(0), BufPool::new(0).take(len).await).await?;
     Ok(in_head(&head))
+}
+
+/// Refuses to format over something known.
+pub(crate) async fn refuse_known<D: BlockDevice>(device: &D, force: bool) -> anyhow::Result<()> {
+    if force {
+        return Ok(());
+    }
+    if let Some(found) = find(device).await? {
+        bail!("{} holds {found} already; --force overwrites it", device.geometry().dev);
+    }
+    Ok(())
+}
+
+/// Removes a bcache superblock, if there is one: what is made elsewhere on the device must not be
+/// taken for a cached volume.
+pub(crate) async fn wipe_bcache<D: BlockDevice>(device: &D) -> varve_block::Result<()> {
+    if device.geometry().len < SUPERBLOCK.end() - Sector(0) {
+        return Ok(());
+    }
+    let pool = BufPool::new(0);
+    let page = device.read(SUPERBLOCK.start, pool.take(SUPERBLOCK.len).await).await?;
+    if !Superblock::looks_like_one(&page) {
+        return Ok(());
+    }
+    let zeroes = pool.take_zeroed(SUPERBLOCK.len).await;
+    device.write(SUPERBLOCK.start, zeroes.into(), Durability::Fua).await.map(drop)
 }
 
 fn in_head(head: &[u8]) -> Option<&'static str> {

@@ -6,7 +6,7 @@
 use crate::args::CacheModeArg;
 use crate::config::{CryptConfig, SecretSource, StackConfig};
 use crate::failure::usage;
-use crate::secret;
+use crate::{secret, signature};
 use anyhow::{Context, bail};
 use std::path::Path;
 use std::rc::Rc;
@@ -64,16 +64,22 @@ pub(crate) async fn open_device(
 /// With one line that says which device, and what is wrong with it. Nothing was written then, but
 /// what recovery of a dirty cache set itself writes.
 pub(crate) async fn open(rt: &Rt, config: &StackConfig) -> anyhow::Result<Stack> {
+    let Some(source) = secret_source(&config.crypt) else {
+        return open_below_crypt(rt, config).await;
+    };
     // The key first: a wrong file name must not cost a journal replay.
-    let secret = match &config.crypt {
-        CryptConfig::None => None,
-        CryptConfig::Luks { secret, .. } | CryptConfig::Plain { secret, .. } => {
-            Some(read_key(secret)?)
+    let secret = read_key(source)?;
+    // A wrong key writes nothing, not even what a recovery would: with a cache that is going to be
+    // written, the volume is unlocked through a view of the set that only reads.
+    let volume = match config.cache.is_some() && !config.read_only {
+        true => {
+            let view = open_below_crypt(rt, &config.clone().reading()).await?;
+            Some(unlock(rt, config, &secret, &view.top).await?)
         }
+        false => None,
     };
     let mut stack = open_below_crypt(rt, config).await?;
-    let Some(secret) = secret else { return Ok(stack) };
-    match add_crypt(rt, config, &secret, &stack).await {
+    match add_crypt(rt, config, &secret, volume, &stack).await {
         Ok((top, what)) => {
             stack.top = top;
             stack.layers.push(what);
@@ -83,6 +89,37 @@ pub(crate) async fn open(rt: &Rt, config: &StackConfig) -> anyhow::Result<Stack>
             stack.stop().await?;
             Err(error)
         }
+    }
+}
+
+/// Opens a stack whose top is going to be formatted. Without `force`, one that holds something known
+/// is refused; with it, a disk that was a bcache backing device stops being one.
+pub(crate) async fn open_to_format(
+    rt: &Rt,
+    config: &StackConfig,
+    force: bool,
+) -> anyhow::Result<Stack> {
+    if config.cache.is_some() || config.crypt != CryptConfig::None {
+        let stack = open(rt, config).await?;
+        let free = signature::refuse_known(&stack.top, force).await;
+        if free.is_err() {
+            stack.stop().await?;
+            free?;
+            unreachable!("just seen to be an error");
+        }
+        return Ok(stack);
+    }
+    let device = open_device(rt, &config.backing, false).await?;
+    signature::refuse_known(&device, force).await?;
+    signature::wipe_bcache(&device).await?;
+    let layers = vec![format!("disk {}", config.backing.display())];
+    Ok(Stack { top: Dyn::new(device), cache: None, layers })
+}
+
+fn secret_source(crypt: &CryptConfig) -> Option<&SecretSource> {
+    match crypt {
+        CryptConfig::None => None,
+        CryptConfig::Luks { secret, .. } | CryptConfig::Plain { secret, .. } => Some(secret),
     }
 }
 
@@ -172,33 +209,47 @@ async fn add_crypt(
     rt: &Rt,
     config: &StackConfig,
     secret: &Arc<Key>,
+    volume: Option<Volume>,
     stack: &Stack,
 ) -> anyhow::Result<(Dyn, String)> {
     let below = stack.top.clone();
-    let volume = match &config.crypt {
-        CryptConfig::None => unreachable!("asked only with a secret"),
-        CryptConfig::Plain { spec, secret: source } => {
-            if !matches!(source, SecretSource::KeyFile { .. }) {
-                return usage("--plain takes the volume key from --key-file");
-            }
-            plain(&below, spec, secret)?
-        }
-        CryptConfig::Luks { header, key_slot, .. } => {
-            let options = UnlockOptions { slot: *key_slot, ..UnlockOptions::default() };
-            match header {
-                None => varve_crypt::unlock(rt, &below, &options, secret).await?,
-                Some(path) => {
-                    let header = open_device(rt, path, true).await?;
-                    let len = below.geometry().len;
-                    varve_crypt::unlock_detached(rt, &header, len, &options, secret).await?
-                }
-            }
-        }
+    let volume = match volume {
+        Some(volume) => volume,
+        None => unlock(rt, config, secret, &below).await?,
     };
     let what = format!("crypt {} {}", volume.cipher.text(), volume.uuid);
     let options = CryptOptions { allow_discards: config.allow_discards, ..CryptOptions::default() };
     let crypt = crypt_over(rt, below, volume, &options)?;
     Ok((Dyn::new(crypt), what))
+}
+
+/// The key and the mapping of what is encrypted on `below`. Reads only.
+async fn unlock(
+    rt: &Rt,
+    config: &StackConfig,
+    secret: &Arc<Key>,
+    below: &Dyn,
+) -> anyhow::Result<Volume> {
+    match &config.crypt {
+        CryptConfig::None => unreachable!("asked only with a secret"),
+        CryptConfig::Plain { spec, secret: source } => {
+            if !matches!(source, SecretSource::KeyFile { .. }) {
+                return usage("--plain takes the volume key from --key-file");
+            }
+            plain(below, spec, secret)
+        }
+        CryptConfig::Luks { header, key_slot, .. } => {
+            let options = UnlockOptions { slot: *key_slot, ..UnlockOptions::default() };
+            match header {
+                None => Ok(varve_crypt::unlock(rt, below, &options, secret).await?),
+                Some(path) => {
+                    let header = open_device(rt, path, true).await?;
+                    let len = below.geometry().len;
+                    Ok(varve_crypt::unlock_detached(rt, &header, len, &options, secret).await?)
+                }
+            }
+        }
+    }
 }
 
 /// The encryption layer, with memory of its own.

@@ -6,7 +6,7 @@ use crate::failure::{Outcome, usage};
 use crate::signature;
 use crate::size::Size;
 use crate::stack::{mode, open_device};
-use anyhow::{Context, bail};
+use anyhow::Context;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use varve_block::dev::FileDevice;
@@ -25,22 +25,8 @@ fn sectors(what: &str, size: Size, max: u64) -> anyhow::Result<u32> {
 
 async fn open_for_format(rt: &Rt, path: &Path, force: bool) -> anyhow::Result<FileDevice> {
     let device = open_device(rt, path, false).await?;
-    refuse_known(&device, force).await?;
+    signature::refuse_known(&device, force).await?;
     Ok(device)
-}
-
-/// Refuses to format over something known.
-pub(crate) async fn refuse_known<D: varve_block::BlockDevice>(
-    device: &D,
-    force: bool,
-) -> anyhow::Result<()> {
-    if force {
-        return Ok(());
-    }
-    if let Some(found) = signature::find(device).await? {
-        bail!("{} holds {found} already; --force overwrites it", device.geometry().dev);
-    }
-    Ok(())
 }
 
 pub(crate) async fn make(rt: &Rt, args: CacheMake) -> anyhow::Result<Outcome> {

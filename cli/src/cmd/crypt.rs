@@ -1,9 +1,10 @@
 //! `varve crypt`: make, show and try encrypted volumes.
 
 use crate::args::{CryptDump, CryptFormat, CryptTest, LuksType, PbkdfArg};
-use crate::cmd::{cache, output};
+use crate::cmd::output;
 use crate::config::{CryptConfig, StackConfig};
 use crate::failure::{Outcome, usage};
+use crate::signature;
 use crate::size::Size;
 use crate::stack::{self, Stack};
 use anyhow::Context;
@@ -32,18 +33,20 @@ pub(crate) async fn format(rt: &Rt, args: CryptFormat) -> anyhow::Result<Outcome
     };
     let options = options(&args, header.is_some())?;
     let secret = stack::read_key(source)?;
-    let stack = stack::open(rt, &config.below_crypt()).await?;
+    let stack = match &header {
+        None => stack::open_to_format(rt, &config.below_crypt(), args.force).await?,
+        // The disk itself is not touched.
+        Some(_) => stack::open(rt, &config.below_crypt()).await?,
+    };
     let made = async {
         let target = match &header {
             None => stack.top.clone(),
             Some(path) => header_device(rt, path, &args).await?,
         };
-        cache::refuse_known(&target, args.force).await?;
-        let header = varve_crypt::format(rt, &target, &options, &secret).await?;
-        anyhow::Ok(header)
+        anyhow::Ok(varve_crypt::format(rt, &target, &options, &secret).await?)
     }
     .await;
-    // Also after a refusal: a stack that was opened is stopped.
+    // Also after a failure: a stack that was opened is stopped.
     let stopped = stack.stop().await;
     let header = made?;
     stopped?;
@@ -68,7 +71,9 @@ async fn header_device(rt: &Rt, path: &Path, args: &CryptFormat) -> anyhow::Resu
         file.set_len(len)?;
         file.sync_all()?;
     }
-    Ok(Dyn::new(stack::open_device(rt, path, false).await?))
+    let device = stack::open_device(rt, path, false).await?;
+    signature::refuse_known(&device, args.force).await?;
+    Ok(Dyn::new(device))
 }
 
 fn options(args: &CryptFormat, detached: bool) -> anyhow::Result<FormatOptions> {

@@ -1,7 +1,7 @@
 //! `varve fs`: make a file system, and read one without a kernel.
 
 use crate::args::{FsLs, FsMkfs, FsPath, FsStat, MetadataProfile};
-use crate::cmd::{cache, output, text};
+use crate::cmd::{output, text};
 use crate::config::{StackConfig, image_and_path};
 use crate::failure::{Outcome, usage};
 use crate::stack;
@@ -31,26 +31,16 @@ pub(crate) async fn mkfs(rt: &Rt, args: FsMkfs) -> anyhow::Result<Outcome> {
         force: args.force,
         ..MkfsOptions::default()
     };
-    let stack = stack::open(rt, &config).await?;
-    let made = make(rt, &stack.top, &options, args.force).await;
-    // Also after a refusal: a stack that was opened is stopped.
+    let stack = stack::open_to_format(rt, &config, args.force).await?;
+    let made = varve_fs::mkfs(rt, &stack.top, &options).await;
+    // Also after a failure: a stack that was opened is stopped.
     let stopped = stack.stop().await;
-    let fsid = made?;
+    let fsid = made?.fsid;
     stopped?;
     let mut out = output::stdout();
     writeln!(out, "file system {fsid} on {}", config.backing.display())?;
     out.flush()?;
     Ok(Outcome::Fine)
-}
-
-async fn make(
-    rt: &Rt,
-    device: &Dyn,
-    options: &MkfsOptions,
-    force: bool,
-) -> anyhow::Result<uuid::Uuid> {
-    cache::refuse_known(device, force).await?;
-    Ok(varve_fs::mkfs(rt, device, options).await?.fsid)
 }
 
 /// Opens the file system of an image or a stack for reading. The stack is opened read-only: nothing
