@@ -21,6 +21,11 @@ use varve_block::{
 
 const SIZE: u64 = 4 << 20;
 
+/// A world that ends: connections have clocks, so one that hangs would tick for ever.
+fn world(seed: u64) -> Sim {
+    Sim::new(seed).max_steps(5_000_000)
+}
+
 /// The client's end of a connection; it cuts what it sends and takes by chance.
 struct End {
     rt: Rt,
@@ -223,7 +228,7 @@ fn talk_to<D: BlockDevice, F: Future<Output = ()> + 'static>(
     f: impl Fn(Client, Rc<D>) -> F + Copy + 'static,
 ) {
     for seed in 0..6 {
-        Sim::new(seed).run(move |rt| async move {
+        world(seed).run(move |rt| async move {
             let mem = Mem::new(Sectors::exact(SIZE).unwrap());
             mem.poke(0, &pattern(0, u32::try_from(SIZE).unwrap()));
             let device = Rc::new(device(&rt, mem));

@@ -21,7 +21,7 @@ fn reads_and_writes_of_all_lengths_come_back() {
 
 #[test]
 fn a_read_only_export_refuses_every_change_and_reads() {
-    Sim::new(1).run(|rt| async move {
+    world(1).run(|rt| async move {
         let mem = Mem::new(Sectors(64));
         let look = Look { read_only: true, ..Look::new("disk") };
         let client = connect(&hall(&rt, look, &mem), 9000).negotiate(true).await;
@@ -40,7 +40,7 @@ fn a_read_only_export_refuses_every_change_and_reads() {
 #[test]
 fn a_failed_structured_read_tells_the_good_part_and_the_place() {
     for (offset, length) in [(0_u32, 1 << 20), (100, 300_000), (65_536 * 3, 4096), (0, 200_001)] {
-        Sim::new(1).run(move |rt| async move {
+        world(1).run(move |rt| async move {
             let mem = Mem::new(Sectors::exact(SIZE).unwrap());
             mem.poke(0, &pattern(0, u32::try_from(SIZE).unwrap()));
             let bad = Extent::new(Sector::containing(200_000), Sectors(1));
@@ -75,7 +75,7 @@ fn a_failed_structured_read_tells_the_good_part_and_the_place() {
 #[test]
 fn a_failed_simple_or_whole_read_is_one_error() {
     for structured in [false, true] {
-        Sim::new(1).run(move |rt| async move {
+        world(1).run(move |rt| async move {
             let bad = Extent::new(Sector(0), Sectors(1));
             let mem = Mem::new(Sectors(64));
             let hall = hall_of(&rt, Look::new("disk"), Dyn::new(Odd::new(mem).bad(bad)));
@@ -91,7 +91,7 @@ fn a_failed_simple_or_whole_read_is_one_error() {
 
 #[test]
 fn long_structured_reads_tell_holes_and_df_does_not() {
-    Sim::new(2).run(|rt| async move {
+    world(2).run(|rt| async move {
         let mem = Mem::new(Sectors::exact(SIZE).unwrap());
         mem.poke(1 << 20, &pattern(1 << 20, 65_536));
         let client = connect(&hall(&rt, Look::new("disk"), &mem), 70_000).negotiate(true).await;
@@ -111,7 +111,7 @@ fn long_structured_reads_tell_holes_and_df_does_not() {
 
 #[test]
 fn block_status_tells_runs_that_cover_the_request_from_its_start() {
-    Sim::new(2).run(|rt| async move {
+    world(2).run(|rt| async move {
         let mem = Mem::new(Sectors::exact(SIZE).unwrap());
         mem.poke(1 << 20, &pattern(1 << 20, 65_536));
         let client = connect(&hall(&rt, Look::new("disk"), &mem), 70_000).negotiate(true).await;
@@ -153,7 +153,7 @@ fn trim_and_write_zeroes_read_back_as_zeroes() {
 #[test]
 fn a_disk_without_holes_is_not_asked_for_them_all_the_time_but_again_later() {
     const LEN: u32 = 256 << 10;
-    Sim::new(2).run(|rt| async move {
+    world(2).run(|rt| async move {
         let mem = Mem::new(Sectors::exact(SIZE).unwrap());
         mem.poke(0, &pattern(0, LEN));
         let odd = Rc::new(Odd::new(mem));

@@ -187,7 +187,7 @@ fn a_slow_payload_that_keeps_coming_is_no_stall() {
 
 #[test]
 fn a_client_that_stops_reading_is_pushed_back_then_closed_and_others_go_on() {
-    Sim::new(3).run(|rt| async move {
+    world(3).run(|rt| async move {
         let mem = Mem::new(Sectors::exact(SIZE).unwrap());
         let hall = hall(&rt, Look::new("disk"), &mem);
         let stuck = connect(&hall, 10_000).negotiate(true).await;
@@ -223,7 +223,7 @@ fn a_client_that_stops_reading_is_pushed_back_then_closed_and_others_go_on() {
 
 #[test]
 fn a_flood_of_refused_requests_is_pushed_back_too() {
-    Sim::new(4).run(|rt| async move {
+    world(4).run(|rt| async move {
         let mem = Mem::new(Sectors::exact(SIZE).unwrap());
         let hall = hall(&rt, Look::new("disk"), &mem);
         let client = connect(&hall, 10_000).negotiate(true).await;
@@ -239,7 +239,7 @@ fn a_flood_of_refused_requests_is_pushed_back_too() {
 
 #[test]
 fn silence_after_the_greeting_closes_after_fifteen_seconds() {
-    Sim::new(1).run(|rt| async move {
+    world(1).run(|rt| async move {
         let hall = hall(&rt, Look::new("disk"), &Mem::new(Sectors(8)));
         let client = connect(&hall, 1000);
         let start = rt.now();
@@ -253,7 +253,7 @@ fn silence_after_the_greeting_closes_after_fifteen_seconds() {
 
 #[test]
 fn a_handshake_that_trickles_is_closed_after_fifteen_seconds_too() {
-    Sim::new(1).run(|rt| async move {
+    world(1).run(|rt| async move {
         let hall = hall(&rt, Look::new("disk"), &Mem::new(Sectors(8)));
         let client = connect(&hall, 1000);
         let bytes = [&[0, 0, 0, 3][..], &option(option::LIST, &[]).repeat(50)].concat();

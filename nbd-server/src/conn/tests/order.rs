@@ -28,7 +28,7 @@ async fn client(hall: &Rc<Hall>) -> Client {
 /// A write hangs in the device; its client's connection breaks; the client sends it again elsewhere
 /// and then writes something newer to the same place. True if the newer one is what stays.
 fn retry_after_a_broken_connection(seed: u64, sabotage: Sabotage) -> bool {
-    Sim::new(seed).run(move |rt| async move {
+    world(seed).run(move |rt| async move {
         let hang = Fault::new(Op::Write, When::Nth(1), Effect::Delay(Duration::from_secs(5)));
         let disk = disk(&rt, Plan::default().with(hang));
         let hall = sabotaged(&rt, &disk, sabotage);
@@ -66,7 +66,7 @@ fn a_write_sent_again_elsewhere_is_not_overtaken_by_its_first_copy() {
 /// Writes answered on one connection, a flush on another, and the power goes. True if all writes
 /// are on the medium.
 fn flush_on_another_connection(seed: u64, sabotage: Sabotage) -> bool {
-    Sim::new(seed).run(move |rt| async move {
+    world(seed).run(move |rt| async move {
         let disk = disk(&rt, Plan::default());
         let hall = sabotaged(&rt, &disk, sabotage);
         let (writer, flusher) = (client(&hall).await, client(&hall).await);
@@ -96,7 +96,7 @@ fn a_flush_on_one_connection_covers_writes_answered_on_another() {
 
 /// A write with FUA and the power goes. True if it is on the medium.
 fn fua(seed: u64, sabotage: Sabotage) -> bool {
-    Sim::new(seed).run(move |rt| async move {
+    world(seed).run(move |rt| async move {
         let disk = disk(&rt, Plan::default());
         let hall = sabotaged(&rt, &disk, sabotage);
         let client = client(&hall).await;
@@ -119,7 +119,7 @@ fn a_write_with_fua_is_durable_when_it_is_answered() {
 
 #[test]
 fn after_a_failed_flush_writes_and_flushes_fail_everywhere_and_connections_stay() {
-    Sim::new(5).run(|rt| async move {
+    world(5).run(|rt| async move {
         let fails = Fault::new(Op::Flush, When::Nth(1), Effect::Fail(ErrorKind::Io));
         let disk = disk(&rt, Plan::default().with(fails));
         let hall = sabotaged(&rt, &disk, Sabotage::None);

@@ -6,7 +6,7 @@ use super::*;
 /// what every read must return. Every request is answered exactly once.
 fn storm(seed: u64) {
     const STRIPE: u64 = 70_000;
-    Sim::new(seed).run(move |rt| async move {
+    world(seed).run(move |rt| async move {
         let mem = Mem::new(Sectors::exact(SIZE).unwrap());
         let hall = hall(&rt, Look::new("disk"), &mem);
         let client =
@@ -81,7 +81,7 @@ fn storms_of_requests_are_answered_once_each_and_rightly() {
 #[test]
 fn any_bytes_behind_a_handshake_leave_nothing_behind() {
     for seed in 0..150 {
-        Sim::new(seed).run(move |rt| async move {
+        world(seed).run(move |rt| async move {
             let mem = Mem::new(Sectors(512));
             let hall = hall(&rt, Look::new("disk"), &mem);
             let client = connect(&hall, 5000).negotiate(seed.is_multiple_of(2)).await;

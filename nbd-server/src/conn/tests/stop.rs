@@ -29,7 +29,7 @@ fn a_stop_refuses_what_is_new_finishes_what_was_begun_and_flushes_before_it_clos
 
 #[test]
 fn a_stop_does_not_wait_for_ever_for_a_client_that_reads_nothing() {
-    Sim::new(9).run(|rt| async move {
+    world(9).run(|rt| async move {
         let mem = Mem::new(Sectors::exact(SIZE).unwrap());
         let hall = hall(&rt, Look::new("disk"), &mem);
         let client = connect(&hall, 1000).negotiate(true).await;
@@ -44,7 +44,7 @@ fn a_stop_does_not_wait_for_ever_for_a_client_that_reads_nothing() {
 
 #[test]
 fn a_client_in_the_handshake_hears_of_the_stop() {
-    Sim::new(9).run(|rt| async move {
+    world(9).run(|rt| async move {
         let hall = hall(&rt, Look::new("disk"), &Mem::new(Sectors(8)));
         let client = connect(&hall, 1000);
         client.end.write(&[0, 0, 0, 3]).await.unwrap();
