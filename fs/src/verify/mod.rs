@@ -6,7 +6,7 @@
 //!
 //! Each rule has the number of the format file's appendix, and its message is the kernel's, so that
 //! old bug reports stay searchable. To add a rule: one row in the function of its item. To add an
-//! item: one function, and one row in [`rules_of`].
+//! item: one function, and one row in `rules_of`.
 //!
 //! Not here: what needs more than one block. That is `check`'s.
 
