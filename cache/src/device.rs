@@ -221,7 +221,7 @@ impl<S: BlockDevice, B: BlockDevice> Volume<S, B> {
         match self.write_way(kind, range) {
             WriteWay::Back => match self.write_back(below, data, how).await? {
                 Ok(data) => Ok(data),
-                Err(data) => self.write_through(below, data, how).await,
+                Err(data) => self.write_around(below, data, how).await,
             },
             WriteWay::Through => self.write_through(below, data, how).await,
             WriteWay::Around => self.write_around(below, data, how).await,

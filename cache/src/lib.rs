@@ -58,6 +58,7 @@ mod ring;
 mod walk;
 
 mod alloc;
+mod alone;
 mod attach;
 mod bypass;
 pub mod device;
@@ -78,6 +79,7 @@ mod tasks;
 mod volume;
 mod writeback;
 
+pub use alone::Alone;
 pub use device::Cache;
 pub use make::{Made, MakeError, MakeOptions, make};
 pub use open::{OpenError, OpenOptions, WritebackOptions};

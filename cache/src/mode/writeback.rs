@@ -12,7 +12,8 @@ use crate::btree::tree::Log;
 use crate::volume::{DirtyWriter, Volume};
 
 impl<S: BlockDevice, B: BlockDevice> Volume<S, B> {
-    /// Writes to the cache only. Gives the data back untouched when there is no space for them.
+    /// Writes to the cache only. Gives the data back when there is no space for them, or the cache device
+    /// does not take them: then they can still go around it.
     pub(crate) async fn write_back(
         self: &Rc<Self>,
         range: Extent,
@@ -24,7 +25,11 @@ impl<S: BlockDevice, B: BlockDevice> Volume<S, B> {
         // W13. In front of the data: what fails here must not leave anything behind.
         self.ensure_dirty().await?;
         let view = data.freeze();
-        self.write_pieces(&pieces, &view, range.start.0).await?;
+        if let Err(e) = self.write_pieces(&pieces, &view, range.start.0).await {
+            self.stats.borrow_mut().cache_errors_survived += 1;
+            tracing::warn!(dev = %e.dev, error = %e, "the cache device failed a write, going around it");
+            return Ok(Err(view.into()));
+        }
         self.insert_dirty(&pieces, how).await?;
         self.stats.borrow_mut().written_dirty += range.len.0;
         self.note_inserted(range.len.0);
