@@ -57,6 +57,13 @@ impl Look {
 
     fn facts(&self, geometry: &Geometry) -> Facts {
         let block = geometry.block.byte_len();
+        // Smaller requests than the device's blocks are read, modified and written back here, so 512 is
+        // the truth for everybody who is not held to the blocks. Clients that refuse what the server
+        // did not promise (nbdfuse under a loop device, whose direct I/O is in units of 512) need it.
+        let minimum = match self.strict_block_size {
+            true => block.next_power_of_two(),
+            false => block.next_power_of_two().min(512),
+        };
         let small = |n: usize| u32::try_from(n.min(64 << 10)).expect("at most 64 KiB");
         let preferred = geometry.preferred.byte_len().next_power_of_two().max(4096);
         let preferred = u32::try_from(preferred).unwrap_or(PAYLOAD_MAX).min(PAYLOAD_MAX);
@@ -65,7 +72,7 @@ impl Look {
             description: self.description.clone(),
             size: geometry.len.bytes(),
             flags: self.flags(geometry),
-            block_minimum: small(block.next_power_of_two()),
+            block_minimum: small(minimum),
             block_preferred: preferred,
             payload_max: PAYLOAD_MAX,
             strict_block_size: self.strict_block_size,

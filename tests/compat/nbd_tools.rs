@@ -36,7 +36,8 @@ fn nbdinfo_reads_every_answer_of_the_handshake() {
     assert!(minimum <= 512, "{info}");
     let contexts = export["contexts"].as_array().expect("a list of contexts");
     assert!(contexts.iter().any(|context| context == "base:allocation"), "{info}");
-    let list = nbdinfo(&["--list", "--size", &server.uri()]);
+    assert_eq!(nbdinfo(&["--size", &server.uri()]).trim(), size.to_string());
+    let list = nbdinfo(&["--list", &server.uri()]);
     assert!(list.contains(&size.to_string()), "{list}");
     // Extents must cover the export, whatever they say.
     let map = nbdinfo(&["--map", &server.uri()]);
