@@ -9,13 +9,13 @@
 //! then what the generations say is gone: clean, it was evicted; dirty, it is lost
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use varve_block::BlockDevice;
 
 use crate::btree::staleness;
-use crate::error::{Corrupt, LoadError, Place};
-use crate::format::{CacheSuper, JournalEntry, Key, Layout, Pos, Ptr, UuidTable};
+use crate::error::LoadError;
+use crate::format::{Bucket, CacheSuper, JournalEntry, Key, Layout, Pos, Ptr, UuidTable};
 use crate::load::{Loader, PrioChain};
 use crate::ring::Selected;
 use crate::walk::{Gens, Walk, verify_node};
@@ -50,7 +50,8 @@ pub struct ExtentMap {
 impl ExtentMap {
     /// Lays `key` over what is there. A key without a pointer removes coverage.
     pub(crate) fn put(&mut self, key: &Key) {
-        if key.size() == 0 {
+        // The checker lays out damaged keys too; what has no place in the key space covers nothing.
+        if key.size() == 0 || u64::from(key.size()) > key.end() || key.end() > Key::OFFSET_MAX {
             return;
         }
         self.cut(key.inode(), key.start(), key.end());
@@ -104,7 +105,7 @@ impl ExtentMap {
     }
 
     /// Takes out what its bucket no longer holds; the dirty part of it is returned.
-    fn drop_stale(&mut self, layout: &Layout, gens: &Gens) -> Vec<(u32, Mapped)> {
+    pub(crate) fn drop_stale(&mut self, layout: &Layout, gens: &Gens) -> Vec<(u32, Mapped)> {
         let mut lost = Vec::new();
         self.by_start.retain(|pos, mapped| {
             let gone = staleness(mapped.ptr, layout, gens) > 0;
@@ -127,6 +128,8 @@ pub(crate) struct Effective {
     pub extents: ExtentMap,
     /// Dirty extents whose bucket was reused: this data is gone (46).
     pub lost: Vec<(u32, Mapped)>,
+    /// Buckets of the journal, the prio chain, the uuid table and the tree.
+    pub metadata: BTreeSet<Bucket>,
 }
 
 /// Sizes and counters of the way there.
@@ -160,7 +163,7 @@ impl Effective {
         let entry = journal.newest().entry.clone();
         let magic = superblock.set_magic();
         let chain = loader.prios(&superblock.layout, magic, entry.prio_bucket).await?;
-        let PrioChain { prios, layout, .. } = chain;
+        let PrioChain { prios, layout, buckets, .. } = chain;
         let mut superblock = superblock;
         superblock.layout = layout;
         let uuids = loader.uuids(&entry).await?;
@@ -180,20 +183,13 @@ impl Effective {
                 }
             }
         }
+        let mut metadata: BTreeSet<Bucket> = superblock.journal().chain(buckets).collect();
+        metadata.insert(layout.bucket_of(entry.uuid_bucket.pointer().offset()));
+        metadata.extend(walk.node_buckets());
         let mut gens = walk.gens;
         overlay(&mut extents, &mut gens, &journal, &layout, &mut seen);
         let lost = extents.drop_stale(&layout, &gens);
-        Ok((Effective { superblock, entry, uuids, extents, lost }, seen))
-    }
-
-    /// The lost ranges as one error, for those who cannot go on without them.
-    pub(crate) fn lost_data(&self) -> Option<Corrupt> {
-        let (inode, first) = self.lost.first()?;
-        let sectors: u64 = self.lost.iter().map(|(_, mapped)| mapped.sectors()).sum();
-        let key = Key::extent(*inode, first.start, first.end, true, first.ptr);
-        let place = Place { key: Some(key), ..Place::default() };
-        let found = format!("{sectors} dirty sectors in buckets that were reused");
-        Some(Corrupt::row(46, "extent", place, "gen", found, "the bucket's current generation"))
+        Ok((Effective { superblock, entry, uuids, extents, lost, metadata }, seen))
     }
 }
 

@@ -49,12 +49,16 @@
 #![forbid(unsafe_code)]
 
 mod btree;
+pub mod check;
 pub mod effective;
 pub mod error;
 pub mod format;
 mod load;
 pub mod reader;
 mod ring;
+pub mod show;
+#[cfg(test)]
+mod testset;
 mod walk;
 
 mod alloc;

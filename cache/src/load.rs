@@ -7,7 +7,6 @@ use std::collections::BTreeSet;
 
 use varve_block::{BlockDevice, BufPool, DevId, Sector, Sectors};
 
-use crate::btree::{Guards, Node};
 use crate::error::{Corrupt, LoadError, Place};
 use crate::format::superblock::{SUPERBLOCK_BYTES, SUPERBLOCK_SECTOR};
 use crate::format::{
@@ -152,17 +151,6 @@ impl<'a, D: BlockDevice> Loader<'a, D> {
     /// The bytes of a node.
     pub(crate) async fn node_bytes(&self, frame: &NodeFrame) -> varve_block::Result<Vec<u8>> {
         self.read(frame.sector, frame.key.size().into()).await
-    }
-
-    /// A node, read and checked.
-    pub(crate) async fn node(
-        &self,
-        frame: NodeFrame,
-        layout: &Layout,
-        guards: Guards,
-    ) -> Result<Node, LoadError> {
-        let bytes = self.node_bytes(&frame).await?;
-        Ok(Node::parse(frame, &bytes, layout, guards)?)
     }
 }
 

@@ -39,6 +39,8 @@ impl Located {
 pub(crate) struct Ring {
     /// In no particular order.
     pub entries: Vec<Located>,
+    /// Entries behind the lap boundary of their bucket.
+    pub previous_lap: Vec<Located>,
     /// Entries that break off a bucket (15): torn writes, harmless unless they were needed.
     pub broken: Vec<Corrupt>,
 }
@@ -61,7 +63,7 @@ impl Selected {
     }
 }
 
-/// All entries of one ring bucket, up to the lap boundary or the first that does not check.
+/// All entries of one ring bucket, up to the first that does not check.
 /// `bytes` is the bucket, or its beginning.
 pub(crate) fn bucket_entries(
     bytes: &[u8],
@@ -79,12 +81,16 @@ pub(crate) fn bucket_entries(
         let place = Place { bucket: Some(bucket), ..Place::sector(sector) };
         match JournalEntry::parse(rest, magic, layout, place) {
             AtBlock::Entry(entry, blocks) => {
-                if last.is_some_and(|last| entry.seq < last) {
-                    break;
-                }
-                last = Some(entry.seq);
                 at += blocks * block;
-                found.entries.push(Located { entry: *entry, ring, sector });
+                let located = Located { entry: *entry, ring, sector };
+                if last.is_some_and(|last| located.entry.seq < last) {
+                    found.previous_lap.push(located);
+                } else if found.previous_lap.is_empty() {
+                    last = Some(located.entry.seq);
+                    found.entries.push(located);
+                } else {
+                    found.previous_lap.push(located);
+                }
             }
             AtBlock::Nothing => break,
             AtBlock::Broken(corrupt) => {
@@ -98,45 +104,76 @@ pub(crate) fn bucket_entries(
 
 /// Checks 14, 16, 17 and 18: the entries from `last_seq` of the newest one on.
 pub(crate) fn select(ring: &Ring, discard: bool) -> Result<Selected, Corrupt> {
-    let wrong = |row, place, field, found: &dyn std::fmt::Display, expected: &str| {
-        Err(Corrupt::row(row, "journal", place, field, found, expected))
+    let Some(mut entries) = live(ring) else {
+        let place = Place::default();
+        return Err(Corrupt::row(14, "journal", place, "entries", 0, "at least one valid entry"));
     };
+    let last_seq = entries.last().map_or(0, |newest| newest.entry.last_seq);
+    if let Some(newest) = entries.last() {
+        newest.entry.check_seq()?;
+    }
+    order_findings(&entries, &ring.previous_lap, last_seq)
+        .into_iter()
+        .next()
+        .map_or(Ok(()), Err)?;
+    entries.dedup_by_key(|at| at.entry.seq);
+    gap(&entries, last_seq, discard).map_or(Ok(Selected { entries }), Err)
+}
+
+/// The entries that count, sorted by seq: those from the newest one's `last_seq` on. None when there
+/// is no entry at all.
+pub(crate) fn live(ring: &Ring) -> Option<Vec<Located>> {
     let mut entries: Vec<Located> = ring.entries.clone();
     entries.sort_by_key(|at| at.entry.seq);
-    let Some(newest) = entries.last() else {
-        return wrong(14, Place::default(), "entries", &0, "at least one valid entry");
-    };
-    newest.entry.check_seq()?;
-    let last_seq = newest.entry.last_seq;
+    let newest = &entries.last()?.entry;
+    let last_seq = newest.last_seq.min(newest.seq);
     entries.retain(|at| at.entry.seq >= last_seq);
+    Some(entries)
+}
+
+/// Check 18: every seq from `last_seq` on is there.
+pub(crate) fn gap(entries: &[Located], last_seq: u64, discard: bool) -> Option<Corrupt> {
+    let mut want = last_seq;
+    for (index, at) in entries.iter().enumerate() {
+        let seq = at.entry.seq;
+        // With discard on, leading buckets of the live range may have been discarded already.
+        let discarded = discard && index == 0;
+        if seq > want && !discarded {
+            let found = format!("entries {want} to {} missing", seq - 1);
+            let expected = format!("every entry from {last_seq} on");
+            return Some(Corrupt::row(18, "journal", at.place(), "seq", found, expected));
+        }
+        want = seq.saturating_add(1);
+    }
+    None
+}
+
+/// Checks 16 and 17 over entries sorted by seq, of which those from `last_seq` on count.
+pub(crate) fn order_findings(
+    entries: &[Located],
+    previous_lap: &[Located],
+    last_seq: u64,
+) -> Vec<Corrupt> {
+    let wrong = |row, at: &Located, field, found: &dyn std::fmt::Display, expected: &str| {
+        Corrupt::row(row, "journal", at.place(), field, found, expected)
+    };
+    let mut findings = Vec::new();
     for pair in entries.windows(2) {
         let [a, b] = pair else { continue };
         if a.entry.seq == b.entry.seq && a.entry != b.entry {
             let found = format!("another entry at sector {}", a.sector);
-            return wrong(16, b.place(), "seq", &found, "one entry of this seq");
+            findings.push(wrong(16, b, "seq", &found, "one entry of this seq"));
         }
         if b.entry.last_seq < a.entry.last_seq {
             let expected = format!("at least {}", a.entry.last_seq);
-            return wrong(17, b.place(), "last_seq", &b.entry.last_seq, &expected);
+            findings.push(wrong(17, b, "last_seq", &b.entry.last_seq, &expected));
         }
     }
-    entries.dedup_by_key(|at| at.entry.seq);
-    let (mut gap, mut want) = (None, last_seq);
-    for at in &entries {
-        if at.entry.seq != want {
-            gap = Some((want, at.entry.seq));
-        }
-        want = at.entry.seq + 1;
+    for at in previous_lap.iter().filter(|at| at.entry.seq >= last_seq) {
+        let expected = format!("entries before {last_seq} behind the lap boundary");
+        findings.push(wrong(16, at, "seq", &at.entry.seq, &expected));
     }
-    match gap {
-        // With discard on, leading buckets of the live range may have been discarded already.
-        Some((from, to)) if !(discard && from == last_seq && entries[0].entry.seq == to) => {
-            let found = format!("entries {from} to {} missing", to - 1);
-            let expected = format!("every entry from {last_seq} on");
-            wrong(18, Place::default(), "seq", &found, &expected)
-        }
-        _ => Ok(Selected { entries }),
-    }
+    findings
 }
 
 impl<D: BlockDevice> Loader<'_, D> {
@@ -149,8 +186,7 @@ impl<D: BlockDevice> Loader<'_, D> {
         let head = head.min(layout.bucket_size.into());
         let mut firsts = Vec::new();
         let mut all = Ring::default();
-        for ring in 0..usize::from(sb.journal_buckets) {
-            let bucket = Bucket(layout.first_bucket + ring as u64);
+        for (ring, bucket) in sb.journal().enumerate() {
             let bytes = self.read(layout.bucket_start(bucket), head).await?;
             let found = bucket_entries(&bytes, ring, bucket, magic, layout);
             match found.entries.first() {
@@ -168,6 +204,7 @@ impl<D: BlockDevice> Loader<'_, D> {
             let oldest = *oldest.get_or_insert(newest.map_or(0, |at| at.entry.last_seq));
             all.broken.extend(found.broken);
             all.entries.extend(found.entries);
+            all.previous_lap.extend(found.previous_lap);
             if first_seq <= oldest && !whole {
                 break;
             }

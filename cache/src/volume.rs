@@ -140,8 +140,8 @@ impl<S: BlockDevice, B: BlockDevice> Volume<S, B> {
     async fn write_super(&self, change: impl FnOnce(&mut BackingSuper)) -> Result<()> {
         let mut next = self.sb.borrow().clone();
         change(&mut next);
-        let page = next.encode();
-        write_backing_super(&self.hdd, &self.set.meta, &self.sb.borrow().encode(), &page).await?;
+        let (before, page) = (self.sb.borrow().encode(), next.encode());
+        write_backing_super(&self.hdd, &self.set.meta, &before, &page).await?;
         *self.sb.borrow_mut() = next;
         Ok(())
     }

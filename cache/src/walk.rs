@@ -5,7 +5,7 @@
 //! generations *first* (freeing keys included), and only then are its children followed. A checker
 //! that compares with the prio chain alone reports damage where there is none.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use varve_block::BlockDevice;
 
@@ -16,24 +16,30 @@ use crate::load::Loader;
 
 /// Recovered generations.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Gens(Vec<u8>);
+pub(crate) struct Gens {
+    known: Vec<u8>,
+    /// Without a prio chain: what the pointers themselves said.
+    learnt: BTreeMap<Bucket, u8>,
+}
 
 impl Gens {
     pub(crate) fn new(prios: &[Prio]) -> Gens {
-        Gens(prios.iter().map(|prio| prio.generation).collect())
-    }
-
-    pub(crate) fn as_slice(&self) -> &[u8] {
-        &self.0
+        let known = prios.iter().map(|prio| prio.generation).collect();
+        Gens { known, learnt: BTreeMap::new() }
     }
 
     /// A pointer as new as its bucket or newer is the bucket's generation.
     pub(crate) fn apply(&mut self, key: &Key, layout: &Layout) {
         let Some(ptr) = key.ptr().filter(|ptr| ptr.available()) else { return };
         let bucket = layout.bucket_of(ptr.offset());
-        if let Some(known) = usize::try_from(bucket.0).ok().and_then(|b| self.0.get_mut(b))
-            && generation_after(*known, ptr.generation()) == 0
-        {
+        let known = if self.known.is_empty() {
+            self.learnt.entry(bucket).or_insert_with(|| ptr.generation())
+        } else {
+            let index = usize::try_from(bucket.0).unwrap_or(usize::MAX);
+            let Some(known) = self.known.get_mut(index) else { return };
+            known
+        };
+        if generation_after(*known, ptr.generation()) == 0 {
             *known = ptr.generation();
         }
     }
@@ -41,7 +47,10 @@ impl Gens {
 
 impl Generations for Gens {
     fn generation(&self, bucket: Bucket) -> u8 {
-        self.0.as_slice().generation(bucket)
+        match self.learnt.get(&bucket) {
+            Some(learnt) => *learnt,
+            None => self.known.as_slice().generation(bucket),
+        }
     }
 }
 
@@ -63,6 +72,7 @@ pub(crate) struct Walk<'a, 'l, D> {
     pub gens: Gens,
     /// Nodes to visit; the next one is the last.
     todo: Vec<(Key, u8, Pos)>,
+    guards: Guards,
     seen: BTreeSet<Bucket>,
 }
 
@@ -78,7 +88,13 @@ impl<'a, 'l, D: BlockDevice> Walk<'a, 'l, D> {
         let mut gens = gens;
         gens.apply(&root, &layout);
         let todo = vec![(root, level, Pos::ZERO)];
-        Walk { loader, layout, magic, gens, todo, seen: BTreeSet::new() }
+        let guards = Guards::all();
+        Walk { loader, layout, magic, gens, todo, guards, seen: BTreeSet::new() }
+    }
+
+    /// Nodes are merged as they are, in whatever order: for the checker, which looks itself.
+    pub(crate) fn unguarded(self) -> Walk<'a, 'l, D> {
+        Walk { guards: Guards::empty(), ..self }
     }
 
     /// Buckets of the nodes visited so far.
@@ -108,7 +124,7 @@ impl<'a, 'l, D: BlockDevice> Walk<'a, 'l, D> {
             }
         }
         step.node =
-            Node::parse(frame, &step.bytes, &self.layout, Guards::all()).map_err(LoadError::from);
+            Node::parse(frame, &step.bytes, &self.layout, self.guards).map_err(LoadError::from);
         if let Ok(node) = &step.node {
             self.enter(node, lower);
         }
@@ -146,10 +162,15 @@ pub(crate) fn verify_node(
     gens: &Gens,
 ) -> Result<(), Corrupt> {
     node.verify_above(lower)?;
+    node.verify_live(layout, gens)?;
+    last_child(node, layout, gens)
+}
+
+/// Row 43: the last live child ends where its parent ends.
+pub(crate) fn last_child(node: &Node, layout: &Layout, gens: &Gens) -> Result<(), Corrupt> {
     if node.level() == 0 {
         return Ok(());
     }
-    node.verify_live(layout, gens)?;
     let last = node.iter().filter(|key| usable_interior(key, layout, gens)).last();
     let bound = node.frame().bound();
     if last.is_some_and(|key| key.pos() == bound) {

@@ -462,10 +462,6 @@ impl Buckets {
         u8::try_from(used).unwrap_or(100)
     }
 
-    pub(crate) fn metadata(&self) -> u64 {
-        self.meta
-    }
-
     pub(crate) fn counts(&self) -> Counts {
         let mut counts = Counts::default();
         for info in &self.info {

@@ -36,8 +36,6 @@ pub(crate) struct NodeCell {
     pub scheduled: Cell<bool>,
     /// Oldest journal entry with unwritten keys of it.
     pub pin: Cell<Option<u64>>,
-    /// The same for the set that is being written.
-    pub flying_pin: Cell<Option<u64>>,
     /// Newest stamp of the unwritten keys' data.
     pub stamp: Cell<u64>,
     pub dirty_since: Cell<Option<Instant>>,
@@ -60,7 +58,6 @@ impl NodeCell {
             writing: Cell::new(false),
             scheduled: Cell::new(false),
             pin: Cell::new(None),
-            flying_pin: Cell::new(None),
             stamp: Cell::new(0),
             dirty_since: Cell::new(None),
             changed: Notify::new(),
@@ -269,12 +266,6 @@ impl NodeCache {
     pub(crate) fn pinning(&self, seq: u64) -> Vec<NodeRef> {
         let unwritten = self.unwritten.borrow();
         unwritten.range((seq, 0)..=(seq, u64::MAX)).take(8).map(|(_, n)| Rc::clone(n)).collect()
-    }
-
-    /// Leaves that pin entries up to `seq`.
-    pub(crate) fn pinning_up_to(&self, seq: u64) -> Vec<NodeRef> {
-        let unwritten = self.unwritten.borrow();
-        unwritten.range((1, 0)..=(seq, u64::MAX)).map(|(_, n)| Rc::clone(n)).collect()
     }
 
     /// All leaves with unwritten keys.

@@ -41,6 +41,7 @@
 //! - Staleness is asked through [`Generations`]; nothing here remembers a generation.
 
 pub(crate) mod cache;
+#[cfg(test)]
 pub(crate) mod fault;
 pub(crate) mod gc;
 pub(crate) mod insert;
@@ -52,10 +53,15 @@ pub(crate) mod split;
 pub(crate) mod tree;
 pub(crate) mod verify;
 
+#[cfg(test)]
 pub(crate) use fault::PredFault;
-pub(crate) use insert::{DirtyDelta, InsertCtx, Inserted};
+#[cfg(test)]
+pub(crate) use insert::DirtyDelta;
+pub(crate) use insert::{InsertCtx, Inserted};
 pub(crate) use iter::{Piece, fixup_merge};
-pub(crate) use node::{Node, SetWrite};
+pub(crate) use node::Node;
+#[cfg(test)]
+pub(crate) use node::SetWrite;
 
 use crate::format::{Bucket, Key, Layout, Ptr, generation_after};
 

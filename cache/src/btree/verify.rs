@@ -33,16 +33,21 @@ pub(crate) fn keys<'a>(
     keys: &'a [Key],
 ) -> impl Iterator<Item = Corrupt> + 'a {
     keys.iter().enumerate().filter_map(move |(index, key)| {
-        let (row, (field, expected)) = if frame.level == 0 {
-            (35, leaf_key(key, layout)?)
-        } else {
-            (36, interior_key(key, layout)?)
-        };
+        let (field, expected) = self::key(frame, layout, key)?;
+        let row = if frame.level == 0 { 35 } else { 36 };
         Some(Corrupt::row(row, frame.what(), place.key(index, *key), field, key, expected))
     })
 }
 
-/// What is wrong with a leaf key, if anything: field and expectation.
+/// What is wrong with a key by itself, if anything: field and expectation.
+pub(crate) fn key(
+    frame: &NodeFrame,
+    layout: &Layout,
+    key: &Key,
+) -> Option<(&'static str, &'static str)> {
+    if frame.level == 0 { leaf_key(key, layout) } else { interior_key(key, layout) }
+}
+
 fn leaf_key(key: &Key, layout: &Layout) -> Option<(&'static str, &'static str)> {
     if key.end() > Key::OFFSET_MAX {
         return Some(("offset", "at most 2^63 - 1"));

@@ -283,6 +283,7 @@ impl Key {
         if self.ptrs() == 0 { 2 } else { 3 }
     }
 
+    #[cfg(test)]
     #[must_use]
     pub(crate) fn with_dirty(self, dirty: bool) -> Key {
         let high = if dirty { self.high | DIRTY } else { self.high & !DIRTY };
@@ -290,6 +291,7 @@ impl Key {
     }
 
     /// The same node key with another bound.
+    #[cfg(test)]
     #[must_use]
     pub(crate) fn with_pos(self, pos: Pos) -> Key {
         Key { high: (self.high & !INODE_MASK) | u64::from(pos.inode), low: pos.offset, ..self }
@@ -421,11 +423,10 @@ impl fmt::Debug for Key {
     }
 }
 
-/// A list of keys that broke off: the number of the key that does not fit, and the whole ones before.
+/// A list of keys that broke off: the number of the key that does not fit.
 #[derive(Debug)]
 pub(crate) struct Truncated {
     pub index: usize,
-    pub keys: Vec<Key>,
 }
 
 /// Keys as counted words of a bset or a journal entry.
@@ -434,12 +435,27 @@ pub(crate) fn read_keys(words: &[u64]) -> Result<Vec<Key>, Truncated> {
     let mut rest = words;
     while !rest.is_empty() {
         let Some((key, used)) = Key::read(rest) else {
-            return Err(Truncated { index: keys.len(), keys });
+            return Err(Truncated { index: keys.len() });
         };
         keys.push(key);
         rest = rest.get(used..).unwrap_or(&[]);
     }
     Ok(keys)
+}
+
+/// Indices of the keys in `words` that have more than one pointer (34).
+pub(crate) fn keys_with_many_pointers(words: &[u64]) -> Vec<usize> {
+    let mut found = Vec::new();
+    let mut rest = words;
+    let mut index: usize = 0;
+    while let Some((_, used)) = Key::read(rest) {
+        if used > 3 {
+            found.push(index);
+        }
+        rest = rest.get(used..).unwrap_or(&[]);
+        index = index.saturating_add(1);
+    }
+    found
 }
 
 pub(crate) fn write_keys(keys: &[Key]) -> Vec<u64> {

@@ -14,7 +14,7 @@ use std::mem::size_of;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::bkey::{read_keys, words_of, write_keys};
+use super::bkey::{keys_with_many_pointers, read_keys, words_of, write_keys};
 use super::{Key, Layout, Pos, SetMagic};
 use crate::error::{Corrupt, Hex, Place};
 use varve_block::sum;
@@ -23,11 +23,11 @@ use varve_block::sum;
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone)]
 #[repr(C)]
 pub(crate) struct RawBset {
-    csum: U64,
-    magic: U64,
-    seq: U64,
-    version: U32,
-    keys: U32,
+    pub(crate) csum: U64,
+    pub(crate) magic: U64,
+    pub(crate) seq: U64,
+    pub(crate) version: U32,
+    pub(crate) keys: U32,
 }
 const _: () = assert!(size_of::<RawBset>() == BSET_HEADER);
 
@@ -38,7 +38,7 @@ const VERSION: u32 = 1;
 
 /// What surrounds the sets of one node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct NodeFrame {
+pub(crate) struct NodeFrame {
     /// The key under which the parent or the journal knows the node.
     pub key: Key,
     /// 0 = leaf.
@@ -60,11 +60,13 @@ pub(crate) struct Bset {
     pub block: usize,
     /// Blocks taken.
     pub blocks: usize,
+    /// Indices of keys that have several pointers on disk: read as invalidations.
+    pub many_pointers: Vec<usize>,
 }
 
 impl NodeFrame {
     /// The frame of the node that `key` points to; its pointer has been checked by the caller.
-    pub fn new(key: Key, level: u8, magic: SetMagic, layout: &Layout) -> NodeFrame {
+    pub(crate) fn new(key: Key, level: u8, magic: SetMagic, layout: &Layout) -> NodeFrame {
         NodeFrame {
             key,
             level,
@@ -77,21 +79,21 @@ impl NodeFrame {
     }
 
     /// Bytes of the node.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.blocks.saturating_mul(self.block_bytes)
     }
 
     /// Blocks that a set of `words` words takes.
-    pub fn blocks_for(&self, words: usize) -> usize {
+    pub(crate) fn blocks_for(&self, words: usize) -> usize {
         bset_bytes(words).div_ceil(self.block_bytes.max(1))
     }
 
     /// The inclusive upper bound of the node's keys.
-    pub fn bound(&self) -> Pos {
+    pub(crate) fn bound(&self) -> Pos {
         self.key.pos()
     }
 
-    pub fn what(&self) -> &'static str {
+    pub(crate) fn what(&self) -> &'static str {
         if self.level == 0 { "leaf" } else { "interior node" }
     }
 
@@ -108,7 +110,7 @@ impl NodeFrame {
 
     /// All sets of a node, oldest first, and nothing behind them that was lost (checks 29 to 32).
     /// `bytes` is the whole node.
-    pub fn parse(&self, bytes: &[u8]) -> Result<Vec<Bset>, Corrupt> {
+    pub(crate) fn parse(&self, bytes: &[u8]) -> Result<Vec<Bset>, Corrupt> {
         let mut sets: Vec<Bset> = Vec::new();
         let mut block = 0usize;
         while block < self.blocks {
@@ -178,11 +180,15 @@ impl NodeFrame {
         if words == 0 && number != 0 {
             return wrong("keys", &0, &"a later set has keys");
         }
-        let keys = read_keys(&read_words(list)).map_err(|cut| {
+        let list = read_words(list);
+        let keys = read_keys(&list).map_err(|cut| {
             let place = Place { index: Some(cut.index), ..self.place(block).bset(number) };
             Corrupt::row(32, self.what(), place, "keys", "the last key is cut short", "whole keys")
         })?;
-        Ok(Bset { seq: raw.seq.get(), keys, block, blocks: self.blocks_for(words) })
+        let many_pointers =
+            if words_of(&keys) == words { Vec::new() } else { keys_with_many_pointers(&list) };
+        let blocks = self.blocks_for(words);
+        Ok(Bset { seq: raw.seq.get(), keys, block, blocks, many_pointers })
     }
 
     fn seq_at(&self, bytes: &[u8], block: usize) -> Option<u64> {

@@ -46,13 +46,13 @@ const _: () = assert!(offset_of!(RawJset, btree_level) == 0xA8);
 const _: () = assert!(offset_of!(RawJset, prio_bucket) == 0xB0);
 
 /// Bytes of the header.
-pub const JSET_HEADER: usize = 240;
+pub(crate) const JSET_HEADER: usize = 240;
 /// No entry is longer.
-pub const JSET_BYTES_MAX: usize = 32 * 1024;
+pub(crate) const JSET_BYTES_MAX: usize = 32 * 1024;
 /// The version written. 0 means that the uuid table has entries of 64 bytes.
-pub const JSET_VERSION: u32 = 1;
+pub(crate) const JSET_VERSION: u32 = 1;
 /// A tree of this many levels could index more than any pointer can reach.
-pub const LEVEL_MAX: u16 = 8;
+pub(crate) const LEVEL_MAX: u16 = 8;
 
 /// One entry.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -288,7 +288,7 @@ impl JournalEntry {
 }
 
 /// Bytes of an entry with `words` words of keys.
-pub fn jset_bytes(words: usize) -> usize {
+pub(crate) fn jset_bytes(words: usize) -> usize {
     words.saturating_mul(8).saturating_add(JSET_HEADER)
 }
 

@@ -15,13 +15,13 @@ use crate::error::{Corrupt, Hex, Place};
 use varve_block::sum;
 
 /// First sector of the superblock, on either device.
-pub const SUPERBLOCK_SECTOR: u64 = 8;
+pub(crate) const SUPERBLOCK_SECTOR: u64 = 8;
 /// Length of the area that is read and written.
-pub const SUPERBLOCK_BYTES: usize = 4096;
+pub(crate) const SUPERBLOCK_BYTES: usize = 4096;
 /// Where the data of a backing device begin unless its superblock says otherwise.
-pub const DATA_OFFSET_DEFAULT: u64 = 16;
+pub(crate) const DATA_OFFSET_DEFAULT: u64 = 16;
 /// Fewer buckets leave the kernel's free lists empty: it refuses such a device.
-pub const NBUCKETS_MIN: u64 = 513;
+pub(crate) const NBUCKETS_MIN: u64 = 513;
 
 const MAGIC: [u8; 16] = [
     0xc6, 0x85, 0x73, 0xf6, 0x4e, 0x1a, 0x45, 0xca, 0x82, 0x65, 0xf5, 0x7f, 0x48, 0xba, 0x6d, 0x81,
@@ -32,30 +32,30 @@ const KEYS_MAX: u16 = 256;
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone)]
 #[repr(C)]
 pub(crate) struct RawSuperblock {
-    csum: U64,
-    offset: U64,
-    version: U64,
-    magic: [u8; 16],
-    uuid: [u8; 16],
-    set_uuid: [u8; 16],
-    label: [u8; 32],
-    flags: U64,
-    seq: U64,
-    feature_compat: U64,
-    feature_incompat: U64,
-    feature_ro_compat: U64,
-    pad: [u8; 40],
+    pub(crate) csum: U64,
+    pub(crate) offset: U64,
+    pub(crate) version: U64,
+    pub(crate) magic: [u8; 16],
+    pub(crate) uuid: [u8; 16],
+    pub(crate) set_uuid: [u8; 16],
+    pub(crate) label: [u8; 32],
+    pub(crate) flags: U64,
+    pub(crate) seq: U64,
+    pub(crate) feature_compat: U64,
+    pub(crate) feature_incompat: U64,
+    pub(crate) feature_ro_compat: U64,
+    pub(crate) pad: [u8; 40],
     /// Of a backing device: the data offset.
-    nbuckets: U64,
-    block_size: U16,
-    bucket_size: U16,
-    nr_in_set: U16,
-    nr_this_dev: U16,
-    last_mount: U32,
-    first_bucket: U16,
-    keys: U16,
-    d: [U64; 256],
-    obso_bucket_size_hi: U16,
+    pub(crate) nbuckets: U64,
+    pub(crate) block_size: U16,
+    pub(crate) bucket_size: U16,
+    pub(crate) nr_in_set: U16,
+    pub(crate) nr_this_dev: U16,
+    pub(crate) last_mount: U32,
+    pub(crate) first_bucket: U16,
+    pub(crate) keys: U16,
+    pub(crate) d: [U64; 256],
+    pub(crate) obso_bucket_size_hi: U16,
 }
 const _: () = assert!(size_of::<RawSuperblock>() == 2258);
 const _: () = assert!(offset_of!(RawSuperblock, flags) == 0x068);
@@ -315,6 +315,11 @@ impl CacheSuper {
             return Err(wrong(10, "keys", raw.keys, "at least 2 journal buckets once started"));
         }
         Ok(())
+    }
+
+    /// Buckets of the journal ring, in ring order.
+    pub fn journal(&self) -> impl Iterator<Item = super::Bucket> + use<> {
+        (self.layout.first_bucket..).take(self.journal_buckets.into()).map(super::Bucket)
     }
 
     pub fn set_magic(&self) -> SetMagic {

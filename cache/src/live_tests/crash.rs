@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use varve_block::dev::sim::Plan;
-use varve_block::{BlockDevice, BufPool, Prng, Rt, Sim};
+use varve_block::{BufPool, Prng, Rt, Sim};
 
 use super::model::{Load, Model, client};
 use super::{Media, Shape, SimCache, open, read_all, seeds};
@@ -21,7 +21,7 @@ enum Cut {
 
 /// One life: open, look at everything, work until the power goes. Returns what is left, or nothing
 /// when the set did not get that far.
-fn life(seed: u64, media: Media, shape: Shape, model: Rc<Model>, load: Load, cut: Cut) -> Media {
+fn life(seed: u64, media: Media, model: Rc<Model>, load: Load, cut: Cut) -> Media {
     Sim::new(seed).max_steps(20_000_000).run(move |rt| async move {
         let (ssd, hdd) = media.disks(&rt, Plan::default());
         let chance = Prng::new(seed ^ 0xC07);
@@ -65,7 +65,7 @@ async fn after_the_cut(rt: &Rt, cache: &SimCache, model: &Model) {
 }
 
 /// The end: everything is read, the cache is emptied of clean data, everything is read again.
-fn end(seed: u64, media: Media, shape: Shape, model: Rc<Model>) {
+fn end(seed: u64, media: Media, model: Rc<Model>) {
     Sim::new(seed).run(move |rt| async move {
         let (ssd, hdd) = media.disks(&rt, Plan::default());
         let cache = open(&rt, &ssd, &hdd).await;
@@ -88,11 +88,11 @@ fn lives(seed: u64, shape: Shape, load: Load, cuts: &[Cut]) {
     let block = u64::from(shape.block);
     let model = Model::new(shape.volume, block);
     for (n, cut) in (0u64..).zip(cuts) {
-        media = life(seed * 1000 + n, media, shape, Rc::clone(&model), load, *cut);
+        media = life(seed * 1000 + n, media, Rc::clone(&model), load, *cut);
         let findings = media.check(false);
         assert_eq!(findings, Vec::<String>::new(), "seed {seed} life {n} {cut:?} {shape:?}");
     }
-    end(seed, media, shape, model);
+    end(seed, media, model);
 }
 
 fn random_lives(mode: CacheMode, tiny: bool, n: u64) {

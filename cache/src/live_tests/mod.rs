@@ -2,6 +2,7 @@
 //! what disks may do, and the offline checker looks at what every power cut leaves.
 
 mod crash;
+mod endless;
 mod faults;
 mod model;
 mod modes;
