@@ -17,12 +17,18 @@ fn xts(c: &mut Criterion) {
             let xts = Xts::new(&params, &key).expect("a random key is not weak");
             let mut data = vec![0x5a; REQUEST];
             let name = format!("{engine:?}");
-            group.bench_function(BenchmarkId::new(format!("encrypt {name}"), sector.bytes()), |b| {
-                b.iter(|| xts.encrypt(black_box(7), black_box(&mut data)));
-            });
-            group.bench_function(BenchmarkId::new(format!("decrypt {name}"), sector.bytes()), |b| {
-                b.iter(|| xts.decrypt(black_box(7), black_box(&mut data)));
-            });
+            group.bench_function(
+                BenchmarkId::new(format!("encrypt {name}"), sector.bytes()),
+                |b| {
+                    b.iter(|| xts.encrypt(black_box(7), black_box(&mut data)));
+                },
+            );
+            group.bench_function(
+                BenchmarkId::new(format!("decrypt {name}"), sector.bytes()),
+                |b| {
+                    b.iter(|| xts.decrypt(black_box(7), black_box(&mut data)));
+                },
+            );
         }
     }
     group.finish();

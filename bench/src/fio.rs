@@ -25,15 +25,17 @@ pub(crate) const LOADS: [Load; 5] = [
 ];
 
 impl Load {
-    const fn new(
-        name: &'static str,
-        rw: &'static str,
-        block: &'static str,
-        depth: u32,
-    ) -> Load {
+    const fn new(name: &'static str, rw: &'static str, block: &'static str, depth: u32) -> Load {
         let rwb = rw.as_bytes();
         let writes = rwb[rwb.len() - 1] == b'e';
-        Load { name, rw, block, depth, writes, large: block.len() == 2 && block.as_bytes()[1] == b'M' }
+        Load {
+            name,
+            rw,
+            block,
+            depth,
+            writes,
+            large: block.len() == 2 && block.as_bytes()[1] == b'M',
+        }
     }
 }
 

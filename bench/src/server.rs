@@ -46,7 +46,8 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         if let Some(pid) = rustix::process::Pid::from_raw(self.child.id().cast_signed()) {
-            drop(rustix::process::kill_process(pid, rustix::process::Signal::INT));
+            // One that has ended already needs no signal.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
         }
         for _ in 0..1000 {
             if !matches!(self.child.try_wait(), Ok(None)) {
@@ -54,9 +55,9 @@ impl Drop for Server {
             }
             pause();
         }
-        drop(self.child.kill());
-        drop(self.child.wait());
-        drop(std::fs::remove_file(&self.socket));
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_file(&self.socket);
     }
 }
 

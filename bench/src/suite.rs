@@ -111,8 +111,7 @@ fn measure_one(place: &Place, options: &Options, candidate: &Candidate) -> Row {
         }
     };
     for load in loads {
-        let figures =
-            fio::run(&place.socket, place.mib, load, options.seconds, || server.cpu_s());
+        let figures = fio::run(&place.socket, place.mib, load, options.seconds, || server.cpu_s());
         row.figures.push((load, figures.map_err(|e| format!("{e:#}"))));
     }
     row

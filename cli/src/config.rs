@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// Where the unlocking secret comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SecretSource {
+pub(crate) enum SecretSource {
     /// The raw bytes of a file, or a part of them.
     KeyFile { path: PathBuf, offset: u64, size: Option<u64> },
     /// The first line of a file.
@@ -22,7 +22,7 @@ pub enum SecretSource {
 
 /// What is done about encryption.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum CryptConfig {
+pub(crate) enum CryptConfig {
     /// What is below is served, ciphertext or not.
     None,
     /// A LUKS volume is opened.
@@ -33,7 +33,7 @@ pub enum CryptConfig {
 
 /// A stack that makes sense, before any device was opened.
 #[derive(Clone, Debug)]
-pub struct StackConfig {
+pub(crate) struct StackConfig {
     pub backing: PathBuf,
     pub cache: Option<PathBuf>,
     pub cache_mode: Option<CacheModeArg>,
@@ -153,7 +153,7 @@ impl StackConfig {
     ///
     /// # Errors
     /// [`crate::failure::Usage`] when the combination makes no sense.
-    pub fn new(flags: &StackArgs, image: Option<&Path>) -> anyhow::Result<StackConfig> {
+    pub(crate) fn new(flags: &StackArgs, image: Option<&Path>) -> anyhow::Result<StackConfig> {
         let args = merged(flags)?;
         let backing = match (image, &args.backing) {
             (Some(_), Some(_)) => return usage("give an image or --backing, not both"),
@@ -204,12 +204,12 @@ impl StackConfig {
     }
 
     /// The same stack without its encryption layer.
-    pub fn below_crypt(&self) -> StackConfig {
+    pub(crate) fn below_crypt(&self) -> StackConfig {
         StackConfig { crypt: CryptConfig::None, ..self.clone() }
     }
 
     /// The same stack, nothing written.
-    pub fn reading(mut self) -> StackConfig {
+    pub(crate) fn reading(mut self) -> StackConfig {
         self.read_only = true;
         self
     }
@@ -219,7 +219,7 @@ impl StackConfig {
 ///
 /// # Errors
 /// [`crate::failure::Usage`] on too many words.
-pub fn image_and_path(
+pub(crate) fn image_and_path(
     words: &[String],
     stack: &StackArgs,
     path_optional: bool,

@@ -9,7 +9,7 @@ use std::path::Path;
 use zeroize::Zeroizing;
 
 /// The unlocking secret; wiped when dropped.
-pub type Secret = Zeroizing<Vec<u8>>;
+pub(crate) type Secret = Zeroizing<Vec<u8>>;
 
 /// cryptsetup's limit for key files (8 MiB); a larger one is a mistake.
 const KEY_FILE_MAX: u64 = 8 << 20;
@@ -20,7 +20,7 @@ const PASSPHRASE_MAX: u64 = 512;
 ///
 /// # Errors
 /// When the source cannot be read, is empty, or is longer than a key can be.
-pub fn read(source: &SecretSource) -> anyhow::Result<Secret> {
+pub(crate) fn read(source: &SecretSource) -> anyhow::Result<Secret> {
     match source {
         SecretSource::KeyFile { path, offset, size } => key_file(path, *offset, *size),
         SecretSource::PassphraseFile(path) => {
@@ -84,7 +84,7 @@ fn from_fd(fd: i32) -> anyhow::Result<Secret> {
 ///
 /// # Errors
 /// When there is no terminal.
-pub fn prompt(text: &str) -> anyhow::Result<Secret> {
+pub(crate) fn prompt(text: &str) -> anyhow::Result<Secret> {
     let mut tty = File::options()
         .read(true)
         .write(true)

@@ -6,3 +6,4 @@ mod cache;
 mod crypt;
 mod export;
 mod scenarios;
+mod soak;

@@ -136,6 +136,19 @@ fn what_was_written_reads_back() {
     });
 }
 
+/// At depth 1 the lane parks over and over just while its request ends: a wake-up that is lost is a
+/// test that hangs.
+#[test]
+fn an_end_that_is_reported_while_the_lane_parks_is_heard() {
+    each_engine(1, |rt| async move {
+        let file = File::new(&rt, temp_file(4096));
+        let mut buf = BufPool::new(0).take(Sectors(1)).await;
+        for _ in 0..8000 {
+            buf = file.read_at(0, buf).await.unwrap();
+        }
+    });
+}
+
 #[test]
 fn more_requests_than_any_queue_holds_all_end() {
     each_engine(1, |rt| async move {
