@@ -303,17 +303,19 @@ pub(crate) fn sectors(
     Err(Corrupt::online(6, frame.what(), place, field, after, expected))
 }
 
-/// O7: dirty data that a set is about to name are where it says.
+/// O7: dirty data that a set is about to name are where it says. `inherited` tells of keys that say
+/// nothing new.
 pub(crate) fn dirty_pointers(
     frame: &NodeFrame,
     place: Place,
     keys: &[Key],
     layout: &Layout,
     gens: &(impl Generations + ?Sized),
+    inherited: impl Fn(&Key) -> bool,
 ) -> Result<(), Corrupt> {
     for (index, key) in keys.iter().enumerate().filter(|(_, k)| k.dirty() && k.size() > 0) {
         let ptr = key.pointer();
-        if super::staleness(ptr, layout, gens) > 0 {
+        if super::staleness(ptr, layout, gens) > 0 && !inherited(key) {
             let expected = "the bucket's current generation";
             let place = place.key(index, *key);
             return Err(Corrupt::online(7, frame.what(), place, "gen", ptr, expected));

@@ -3,6 +3,8 @@
 //! There is one copy only and it is rewritten in place. Both kinds share their head; what a cache
 //! device uses for its bucket count is the data offset of a backing device. Whatever the page holds
 //! beyond the fields we understand is kept when it is written again.
+//!
+//! Long because two layouts that share one page are told side by side, rule by rule.
 
 use std::mem::{offset_of, size_of};
 
