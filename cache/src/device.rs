@@ -130,6 +130,15 @@ impl<S: BlockDevice, B: BlockDevice> Cache<S, B> {
         self.volume.set.rt.spawn(task).await
     }
 
+    /// Breaks the search for the place of an insertion, in one of `one_in` of them, as a compiler
+    /// once broke the kernel's: for tests that must see it caught.
+    #[cfg(any(test, feature = "mutations"))]
+    pub fn break_insertions(&self, seed: u64, one_in: u64) {
+        use crate::btree::fault::{PredFault, PredMode};
+        let fault = PredFault::new(PredMode::Garbage, seed).one_in(one_in);
+        *self.volume.set.pred_fault.borrow_mut() = Some(Rc::new(fault));
+    }
+
     #[cfg(test)]
     pub(crate) fn volume(&self) -> &Rc<Volume<S, B>> {
         &self.volume

@@ -99,7 +99,7 @@ pub(crate) struct Set<S> {
     barrier: Barrier,
     sb: RefCell<CacheSuper>,
     sb_turn: LocalSemaphore,
-    #[cfg(test)]
+    #[cfg(any(test, feature = "mutations"))]
     pub pred_fault: RefCell<Option<Rc<crate::btree::PredFault>>>,
 }
 
@@ -130,7 +130,7 @@ impl<S: BlockDevice> Set<S> {
             barrier: Barrier::default(),
             sb: RefCell::new(sb),
             sb_turn: LocalSemaphore::new(1),
-            #[cfg(test)]
+            #[cfg(any(test, feature = "mutations"))]
             pred_fault: RefCell::default(),
         })
     }

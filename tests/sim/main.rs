@@ -5,5 +5,6 @@
 mod cache;
 mod crypt;
 mod export;
+mod s26;
 mod scenarios;
 mod soak;

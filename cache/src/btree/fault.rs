@@ -12,6 +12,7 @@ use crate::format::{Key, Pos};
 
 /// What is returned in place of the true position.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(not(test), allow(dead_code, reason = "tests outside the crate switch one of them on"))]
 pub(crate) enum PredMode {
     /// Behind everything: every insertion becomes an append.
     Beyond,

@@ -9,7 +9,7 @@
 //! pointer for pointer. Miss fills (replace the check key), writeback (replace the dirty key by the
 //! same without dirty) and moving gc live from that. A partial match shortens the new key.
 
-#[cfg(test)]
+#[cfg(any(test, feature = "mutations"))]
 use super::fault::PredFault;
 use super::iter::{Cursor, seek};
 use super::node::Node;
@@ -23,7 +23,7 @@ use crate::format::{Key, Layout, Pos};
 pub(crate) struct InsertCtx<'a> {
     pub layout: &'a Layout,
     /// The search position goes wrong.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "mutations"))]
     pub fault: Option<&'a PredFault>,
 }
 
@@ -31,7 +31,7 @@ impl<'a> InsertCtx<'a> {
     pub(crate) fn new(layout: &'a Layout) -> InsertCtx<'a> {
         InsertCtx {
             layout,
-            #[cfg(test)]
+            #[cfg(any(test, feature = "mutations"))]
             fault: None,
         }
     }
@@ -99,9 +99,9 @@ impl Node {
 
     fn search_position(&self, ctx: &InsertCtx<'_>, key: &Key) -> Result<Option<Pos>, Corrupt> {
         let p = pred(key, self.level());
-        #[cfg(test)]
+        #[cfg(any(test, feature = "mutations"))]
         let p = ctx.fault.map_or(p, |fault| fault.apply(self.level(), key, p));
-        #[cfg(not(test))]
+        #[cfg(not(any(test, feature = "mutations")))]
         let _ = ctx;
         if self.guards().contains(Guards::PRED) {
             verify::search_position(self.frame(), key, p)?;

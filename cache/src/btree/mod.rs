@@ -41,7 +41,7 @@
 //! - Staleness is asked through [`Generations`]; nothing here remembers a generation.
 
 pub(crate) mod cache;
-#[cfg(test)]
+#[cfg(any(test, feature = "mutations"))]
 pub(crate) mod fault;
 pub(crate) mod gc;
 pub(crate) mod insert;
@@ -53,7 +53,7 @@ pub(crate) mod split;
 pub(crate) mod tree;
 pub(crate) mod verify;
 
-#[cfg(test)]
+#[cfg(any(test, feature = "mutations"))]
 pub(crate) use fault::PredFault;
 #[cfg(test)]
 pub(crate) use insert::DirtyDelta;

@@ -195,9 +195,9 @@ impl<S: BlockDevice> Set<S> {
             let mut node = leaf.node.borrow_mut();
             let gone = self.uncount_covered(&node, &key).map_err(|c| self.broken(c))?;
             let ctx = InsertCtx::new(&self.layout);
-            #[cfg(test)]
+            #[cfg(any(test, feature = "mutations"))]
             let fault = self.pred_fault.borrow().clone();
-            #[cfg(test)]
+            #[cfg(any(test, feature = "mutations"))]
             let ctx = InsertCtx { fault: fault.as_deref(), ..ctx };
             (node.insert(&ctx, key, None, &mut Vec::new()), gone)
         };
