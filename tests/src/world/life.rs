@@ -106,11 +106,13 @@ pub(super) async fn live<S: Stack>(rt: Rt, stack: Rc<S>, start: Start) -> Result
         backing: SimDisk::new(&rt, stack.backing(), b, calm.0.clone()),
         cache: SimDisk::new(&rt, stack.cache(), c, calm.1.clone()),
     };
-    let failed = |e: Failed| Violation::Stack(text(&e));
+    let failed = |doing: &'static str| {
+        move |e: Failed| Violation::Stack(format!("{doing}: {}", text(&e)))
+    };
     if start.first {
-        stack.format(&rt, &disks).await.map_err(failed)?;
+        stack.format(&rt, &disks).await.map_err(failed("formatting"))?;
     }
-    let running = stack.open(&rt, &disks).await.map_err(failed)?;
+    let running = stack.open(&rt, &disks).await.map_err(failed("opening"))?;
     let options = ExportOptions { sabotage: plan.sabotage, read_only: false };
     let door = Door {
         way: Remote::new(running.device.clone()).handle(&rt, 64),
@@ -283,7 +285,7 @@ async fn end_in_order(
     match (running.stop)().await {
         Ok(()) => life.model().flushed(&flush),
         Err(e) if life.errors_allowed => drop(e),
-        Err(e) => return Err(Violation::Stack(text(&e))),
+        Err(e) => return Err(Violation::Stack(format!("stopping: {}", text(&e)))),
     }
     Ok(())
 }
