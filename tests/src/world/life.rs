@@ -106,9 +106,8 @@ pub(super) async fn live<S: Stack>(rt: Rt, stack: Rc<S>, start: Start) -> Result
         backing: SimDisk::new(&rt, stack.backing(), b, calm.0.clone()),
         cache: SimDisk::new(&rt, stack.cache(), c, calm.1.clone()),
     };
-    let failed = |doing: &'static str| {
-        move |e: Failed| Violation::Stack(format!("{doing}: {}", text(&e)))
-    };
+    let failed =
+        |doing: &'static str| move |e: Failed| Violation::Stack(format!("{doing}: {}", text(&e)));
     if start.first {
         stack.format(&rt, &disks).await.map_err(failed("formatting"))?;
     }
