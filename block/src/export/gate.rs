@@ -4,10 +4,11 @@
 //! One atomic word counts the requests inside and carries the closed bit, so that passing an open
 //! gate costs one compare-and-swap. Only closing, reopening and waiting take the mutex.
 
+// From the parent, so that `loomed.rs` can put loom's in their place.
+use super::atomics::{AtomicU64, Mutex, MutexGuard, Ordering::SeqCst};
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 use std::task::{Poll, Waker};
 
 const CLOSED: u64 = 1 << 63;
@@ -123,41 +124,5 @@ pub(super) struct Pass<'a>(&'a Gate);
 impl Drop for Pass<'_> {
     fn drop(&mut self) {
         self.0.leave();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::sync::poll_once;
-
-    #[test]
-    fn closing_waits_for_those_inside_and_holds_those_outside() {
-        let gate = Gate::default();
-        let Poll::Ready(inside) = poll_once(Box::pin(gate.enter()).as_mut()) else {
-            panic!("open")
-        };
-        let mut closed = false;
-        let mut close = Box::pin(gate.close(&mut closed));
-        assert!(poll_once(close.as_mut()).is_pending());
-        let mut late = Box::pin(gate.enter());
-        assert!(poll_once(late.as_mut()).is_pending(), "held");
-        drop(inside);
-        assert!(poll_once(close.as_mut()).is_ready());
-        assert!(poll_once(late.as_mut()).is_pending(), "still held");
-        gate.open();
-        assert!(poll_once(late.as_mut()).is_ready());
-    }
-
-    #[test]
-    fn two_closers_take_turns() {
-        let gate = Gate::default();
-        let (mut first, mut second) = (false, false);
-        assert!(poll_once(Box::pin(gate.close(&mut first)).as_mut()).is_ready());
-        let mut other = Box::pin(gate.close(&mut second));
-        assert!(poll_once(other.as_mut()).is_pending());
-        gate.open();
-        assert!(poll_once(other.as_mut()).is_ready());
-        assert!(gate.is_closed());
     }
 }

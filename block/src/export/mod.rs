@@ -37,6 +37,8 @@ mod deadline;
 mod device;
 mod flush;
 mod gate;
+#[cfg(test)]
+mod loomed;
 mod pieces;
 mod probe;
 mod rmw;
@@ -47,6 +49,11 @@ mod status;
 #[cfg(test)]
 mod tests;
 mod zero;
+
+mod atomics {
+    pub(super) use std::sync::atomic::{AtomicU64, Ordering};
+    pub(super) use std::sync::{Mutex, MutexGuard};
+}
 
 pub use deadline::Deadline;
 pub use probe::Probe;

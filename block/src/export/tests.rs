@@ -1,3 +1,4 @@
+use super::gate::Gate;
 use super::*;
 use crate::buf::BufPool;
 use crate::dev::Mem;
@@ -467,4 +468,32 @@ fn an_aligned_request_is_ready_at_once_with_the_same_memory() {
         };
         assert_eq!(buf.unwrap().as_ptr(), place);
     });
+}
+
+#[test]
+fn closing_waits_for_those_inside_and_holds_those_outside() {
+    let gate = Gate::default();
+    let Poll::Ready(inside) = poll_once(Box::pin(gate.enter()).as_mut()) else { panic!("open") };
+    let mut closed = false;
+    let mut close = Box::pin(gate.close(&mut closed));
+    assert!(poll_once(close.as_mut()).is_pending());
+    let mut late = Box::pin(gate.enter());
+    assert!(poll_once(late.as_mut()).is_pending(), "held");
+    drop(inside);
+    assert!(poll_once(close.as_mut()).is_ready());
+    assert!(poll_once(late.as_mut()).is_pending(), "still held");
+    gate.open();
+    assert!(poll_once(late.as_mut()).is_ready());
+}
+
+#[test]
+fn two_closers_take_turns() {
+    let gate = Gate::default();
+    let (mut first, mut second) = (false, false);
+    assert!(poll_once(Box::pin(gate.close(&mut first)).as_mut()).is_ready());
+    let mut other = Box::pin(gate.close(&mut second));
+    assert!(poll_once(other.as_mut()).is_pending());
+    gate.open();
+    assert!(poll_once(other.as_mut()).is_ready());
+    assert!(gate.is_closed());
 }
