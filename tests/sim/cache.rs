@@ -1,10 +1,11 @@
 //! The cache in every mode, alone and under encryption.
 
 use std::rc::Rc;
+use varve_block::export::Sabotage;
 use varve_cache::format::CacheMode;
 use varve_tests::fault::Plan;
 use varve_tests::stack::cache::{Cached, cached};
-use varve_tests::world::{Ops, World, ops, seeds};
+use varve_tests::world::{Ops, Violation, World, must_fail, ops, seeds};
 
 fn run(stack: Cached, plan: &Plan, ops: Ops, count: u64) {
     let stack = Rc::new(stack);
@@ -72,6 +73,23 @@ fn writethrough_survives_a_dead_ssd() {
 #[test]
 fn writearound_survives_a_dead_ssd() {
     run(cached(CacheMode::Writearound), &Plan::ssd_dies(), ops(500), 25);
+}
+
+/// The export's bugs are seen through the whole stack, too.
+#[test]
+fn a_flush_that_is_answered_early_is_caught_over_the_whole_stack() {
+    let plan = Plan::power_cuts().sabotaged(Sabotage::FlushAnswersEarly);
+    let stack = Rc::new(cached(CacheMode::Writeback).encrypted(4096));
+    let failure = must_fail("answered early", &plan, &stack, ops(300));
+    assert!(matches!(failure.what, Violation::Bytes(w) if w.when == "after the crash"));
+}
+
+/// S28 for the cache: what an SSD forgets, nobody else has in write-back mode. In write-through mode
+/// everybody else has it.
+#[test]
+fn s28_an_ssd_that_lies_about_flush_is_caught() {
+    let stack = Rc::new(cached(CacheMode::Writeback));
+    must_fail("an SSD that lies", &Plan::ssd_lies(), &stack, ops(300));
 }
 
 #[test]

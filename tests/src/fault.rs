@@ -96,6 +96,13 @@ impl Plan {
         plan
     }
 
+    /// The caching disk alone answers flushes without doing them.
+    pub fn ssd_lies() -> Plan {
+        let mut plan = Plan::power_cuts();
+        plan.cache.lies_about_flush = true;
+        plan
+    }
+
     /// The export has this bug.
     pub fn sabotaged(self, sabotage: Sabotage) -> Plan {
         Plan { sabotage, ..self }

@@ -191,7 +191,7 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 }
 
 /// One test goes on with fresh seeds for at most so long.
-const BOX: Duration = Duration::from_secs(12);
+const BOX: Duration = Duration::from_secs(6);
 
 /// The seeds to try: those that `VARVE_SEEDS` names (`17,99`, or `5..1000`), or `count` fresh ones,
 /// as far as there is time.

@@ -267,7 +267,7 @@ impl Listener {
             Ok(there) if !there.file_type().is_socket() => {
                 return Err(io::ErrorKind::AlreadyExists.into());
             }
-            Ok(_) if std::os::unix::net::UnixStream::connect(path).is_ok() => {
+            Ok(_) if answered_by_the_living(path) => {
                 return Err(io::ErrorKind::AddrInUse.into());
             }
             _ => {}
@@ -328,6 +328,28 @@ impl Listener {
                 SockRef::from(&socket).set_tcp_nodelay(true)?;
             }
             return Ok(Conn::from_fd(socket).attach(&self.rt));
+        }
+    }
+}
+
+/// Whether a process that lives listens at `path`. For a moment after a server was killed the kernel
+/// goes on accepting for it, while it takes down the dead server's ring: that socket is stale.
+fn answered_by_the_living(path: &Path) -> bool {
+    let Ok(stream) = std::os::unix::net::UnixStream::connect(path) else { return false };
+    match rustix::net::sockopt::socket_peercred(&stream) {
+        Ok(who) => !is_dead(who.pid),
+        Err(_) => true,
+    }
+}
+
+/// Whether the process is gone, or a zombie whose end its parent has not heard of yet. When in doubt
+/// (a process of another namespace has no number here), it lives.
+fn is_dead(pid: rustix::process::Pid) -> bool {
+    match std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())) {
+        // The state follows the name, which is in parentheses and may hold anything.
+        Ok(stat) => stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X'])),
+        Err(error) => {
+            error.kind() == io::ErrorKind::NotFound && Path::new("/proc/self/stat").exists()
         }
     }
 }

@@ -200,6 +200,28 @@ fn a_unix_socket_appears_when_it_answers_and_goes_with_its_listener() {
     });
 }
 
+/// After a `kill -9` the kernel goes on accepting for the dead server until its ring is gone. Here a
+/// child listens on our socket and ends, so that the socket outlives whoever listened.
+#[test]
+fn a_unix_socket_whose_listener_is_dead_is_replaced_although_it_still_accepts() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s.sock");
+    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&socket2::SockAddr::unix(&path).unwrap()).unwrap();
+    let mut child = std::process::Command::new("perl");
+    child.args(["-e", "listen(STDIN, 5) or die"]);
+    let status = child.stdin(std::os::fd::OwnedFd::from(socket.try_clone().unwrap())).status();
+    if !status.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: no perl here to be the server that dies");
+        return;
+    }
+    drop(std::os::unix::net::UnixStream::connect(&path).expect("it still accepts"));
+    each_engine(1, |rt| {
+        let path = path.clone();
+        async move { drop(Listener::unix(&rt, &path).expect("its listener is dead")) }
+    });
+}
+
 async fn echo(stream: &Stream, pool: &BufPool) {
     loop {
         let buf = pool.take_bytes(10_000).await;

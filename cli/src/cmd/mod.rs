@@ -10,7 +10,7 @@ mod serve;
 mod text;
 mod up;
 
-use crate::args::{CacheVerb, Cli, CryptVerb, FsVerb, Noun};
+use crate::args::{CacheVerb, Cli, Noun};
 use crate::failure::Outcome;
 use std::future::Future;
 use tracing_subscriber::EnvFilter;
@@ -34,21 +34,8 @@ pub fn run(cli: Cli) -> anyhow::Result<Outcome> {
                 CacheVerb::Check(args) => cache::check(&rt, args).await,
             }
         }),
-        Noun::Crypt(verb) => on_lane(|rt| async move {
-            match verb {
-                CryptVerb::Format(args) => crypt::format(&rt, args).await,
-                CryptVerb::Dump(args) => crypt::dump(&rt, args).await,
-                CryptVerb::Test(args) => crypt::test(&rt, args).await,
-            }
-        }),
-        Noun::Fs(verb) => on_lane(|rt| async move {
-            match verb {
-                FsVerb::Mkfs(args) => fs::mkfs(&rt, args).await,
-                FsVerb::Ls(args) => fs::ls(&rt, args).await,
-                FsVerb::Cat(args) => fs::cat(&rt, args).await,
-                FsVerb::Stat(args) => fs::stat(&rt, args).await,
-            }
-        }),
+        Noun::Crypt(verb) => on_lane(|rt| async move { crypt::run(&rt, verb).await }),
+        Noun::Fs(verb) => on_lane(|rt| async move { fs::run(&rt, verb).await }),
         Noun::Doctor(args) => doctor::run(&args),
     }
 }

@@ -1,6 +1,6 @@
 //! `varve crypt`: make, show and try encrypted volumes.
 
-use crate::args::{CryptDump, CryptFormat, CryptTest, LuksType, PbkdfArg};
+use crate::args::{CryptDump, CryptFormat, CryptTest, CryptVerb, LuksType, PbkdfArg};
 use crate::cmd::output;
 use crate::config::{CryptConfig, StackConfig};
 use crate::failure::{Outcome, usage};
@@ -21,7 +21,15 @@ use varve_crypt::{
 /// Room that a header file gets when it has to be made: LUKS2's default header, and LUKS1's.
 const HEADER_FILE: [(LuksType, u64); 2] = [(LuksType::Luks2, 16 << 20), (LuksType::Luks1, 2 << 20)];
 
-pub(crate) async fn format(rt: &Rt, args: CryptFormat) -> anyhow::Result<Outcome> {
+pub(crate) async fn run(rt: &Rt, verb: CryptVerb) -> anyhow::Result<Outcome> {
+    match verb {
+        CryptVerb::Format(args) => format(rt, args).await,
+        CryptVerb::Dump(args) => dump(rt, args).await,
+        CryptVerb::Test(args) => test(rt, args).await,
+    }
+}
+
+async fn format(rt: &Rt, args: CryptFormat) -> anyhow::Result<Outcome> {
     let config = StackConfig::new(&args.stack, args.image.as_deref())?;
     let (source, header) = match &config.crypt {
         CryptConfig::Luks { secret, header, key_slot: None } => (secret, header.clone()),
@@ -136,7 +144,7 @@ async fn open_header(
     Ok((top, config))
 }
 
-pub(crate) async fn dump(rt: &Rt, args: CryptDump) -> anyhow::Result<Outcome> {
+async fn dump(rt: &Rt, args: CryptDump) -> anyhow::Result<Outcome> {
     let mut stack_args = args.stack.clone();
     // A dump needs no key, so a detached header is named alone.
     let detached = stack_args.header.take();
@@ -160,7 +168,7 @@ pub(crate) async fn dump(rt: &Rt, args: CryptDump) -> anyhow::Result<Outcome> {
     Ok(Outcome::Fine)
 }
 
-pub(crate) async fn test(rt: &Rt, args: CryptTest) -> anyhow::Result<Outcome> {
+async fn test(rt: &Rt, args: CryptTest) -> anyhow::Result<Outcome> {
     let (device, config) = open_header(rt, &args.stack, args.image.as_ref()).await?;
     let CryptConfig::Luks { secret, key_slot, .. } = &config.crypt else {
         return usage("test what? give --key-file, --passphrase-file or --unlock");

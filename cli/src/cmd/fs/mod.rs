@@ -1,6 +1,6 @@
 //! `varve fs`: make a file system, and read one without a kernel.
 
-use crate::args::{FsLs, FsMkfs, FsPath, FsStat, MetadataProfile};
+use crate::args::{FsLs, FsMkfs, FsPath, FsStat, FsVerb, MetadataProfile};
 use crate::cmd::{output, text};
 use crate::config::{StackConfig, image_and_path};
 use crate::failure::{Outcome, usage};
@@ -18,7 +18,16 @@ const READ_BYTES: usize = 1 << 20;
 /// What `ls` asks for at a time.
 const ENTRIES: usize = 512;
 
-pub(crate) async fn mkfs(rt: &Rt, args: FsMkfs) -> anyhow::Result<Outcome> {
+pub(crate) async fn run(rt: &Rt, verb: FsVerb) -> anyhow::Result<Outcome> {
+    match verb {
+        FsVerb::Mkfs(args) => mkfs(rt, args).await,
+        FsVerb::Ls(args) => ls(rt, args).await,
+        FsVerb::Cat(args) => cat(rt, args).await,
+        FsVerb::Stat(args) => stat(rt, args).await,
+    }
+}
+
+async fn mkfs(rt: &Rt, args: FsMkfs) -> anyhow::Result<Outcome> {
     let config = StackConfig::new(&args.stack, args.image.as_deref())?;
     let Ok(nodesize) = u32::try_from(args.nodesize.0) else {
         return usage(format!("--nodesize {}: 4k to 64k", args.nodesize));
@@ -60,7 +69,7 @@ async fn open(
     Ok((fs, path))
 }
 
-pub(crate) async fn cat(rt: &Rt, args: FsPath) -> anyhow::Result<Outcome> {
+async fn cat(rt: &Rt, args: FsPath) -> anyhow::Result<Outcome> {
     let (fs, path) = open(rt, &args.at, &args.stack, false).await?;
     let path = path.unwrap_or_default();
     let id = fs.resolve(&path).await?;
@@ -82,7 +91,7 @@ pub(crate) async fn cat(rt: &Rt, args: FsPath) -> anyhow::Result<Outcome> {
     Ok(Outcome::Fine)
 }
 
-pub(crate) async fn ls(rt: &Rt, args: FsLs) -> anyhow::Result<Outcome> {
+async fn ls(rt: &Rt, args: FsLs) -> anyhow::Result<Outcome> {
     let (fs, path) = open(rt, &args.at, &args.stack, true).await?;
     let path = path.unwrap_or_else(|| "/".to_owned());
     let mut list = Listing { fs: &fs, args: &args, out: output::stdout(), json: Vec::new() };
@@ -199,7 +208,7 @@ fn described(path: &Path, id: InodeId, inode: &Inode, target: Option<&[u8]>) -> 
     })
 }
 
-pub(crate) async fn stat(rt: &Rt, args: FsStat) -> anyhow::Result<Outcome> {
+async fn stat(rt: &Rt, args: FsStat) -> anyhow::Result<Outcome> {
     let (fs, path) = open(rt, &args.at, &args.stack, true).await?;
     let Some(path) = path else { return stat_fs(&fs, args.json) };
     let id = fs.lookup(&path).await?;

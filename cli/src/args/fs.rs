@@ -1,0 +1,86 @@
+//! The words of `varve fs`.
+
+use super::StackArgs;
+use crate::size::Size;
+use clap::{Args, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+#[derive(Subcommand, Debug)]
+pub enum FsVerb {
+    /// Make a btrfs file system; data on the device is lost
+    Mkfs(FsMkfs),
+    /// List a directory
+    Ls(FsLs),
+    /// Write a file's contents to standard output
+    Cat(FsPath),
+    /// Print what is known of a file, or of the file system
+    Stat(FsStat),
+}
+
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MetadataProfile {
+    Single,
+    Dup,
+}
+
+#[derive(Args, Debug)]
+pub struct FsMkfs {
+    /// A file or device, in place of a stack
+    pub image: Option<PathBuf>,
+    #[command(flatten)]
+    pub stack: StackArgs,
+    /// Label, at most 255 bytes
+    #[arg(long, short = 'L', default_value = "", value_name = "TEXT")]
+    pub label: String,
+    /// UUID of the file system. Default: random
+    #[arg(long, short = 'U', value_name = "UUID")]
+    pub uuid: Option<uuid::Uuid>,
+    /// Metadata once or twice
+    #[arg(long, short = 'm', value_enum, default_value = "dup", value_name = "PROFILE")]
+    pub metadata: MetadataProfile,
+    /// Tree block size
+    #[arg(long, short = 'n', default_value = "16k", value_name = "SIZE")]
+    pub nodesize: Size,
+    /// Make one although the device holds something known
+    #[arg(long, short = 'f')]
+    pub force: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct FsLs {
+    /// [IMAGE] [PATH]: the image in place of a stack, and the directory (default /)
+    #[arg(value_name = "IMAGE|PATH")]
+    pub at: Vec<String>,
+    #[command(flatten)]
+    pub stack: StackArgs,
+    /// Descend
+    #[arg(long, short = 'R')]
+    pub recursive: bool,
+    /// Mode, links, owner, size and time beside the name
+    #[arg(long, short = 'l')]
+    pub long: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct FsPath {
+    /// [IMAGE] PATH: the image in place of a stack, and the file
+    #[arg(value_name = "IMAGE|PATH", required = true)]
+    pub at: Vec<String>,
+    #[command(flatten)]
+    pub stack: StackArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct FsStat {
+    /// [IMAGE] [PATH]: the image in place of a stack, and the file; without PATH the file system
+    #[arg(value_name = "IMAGE|PATH")]
+    pub at: Vec<String>,
+    #[command(flatten)]
+    pub stack: StackArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
