@@ -23,7 +23,7 @@ use crate::af;
 use crate::cipher::CipherSpec;
 use crate::error::{Error, Result};
 use crate::format::luks1::{self, DIGEST_LEN, Luks1, Luks1Slot};
-use crate::format::luks2::{self, HDR_SIZES, HeaderCopy, LABEL_MAX, Luks2};
+use crate::format::luks2::{self, HDR_SIZES, HeaderCopy, LABEL_MAX, Luks2, OtherCopy};
 use crate::format::metadata::{KEYSLOTS_SIZE_MAX, Metadata};
 use crate::hash::Hash;
 use crate::header::Header;
@@ -448,6 +448,7 @@ fn luks2_plan(
         uuid: o.uuid.unwrap_or_else(uuid::Uuid::new_v4).to_string(),
         checksum_algorithm: Hash::Sha256.name().into(),
         copy: HeaderCopy::Primary,
+        other: OtherCopy::Same,
         metadata: Metadata::parse("new LUKS2 header", tree, o.header_size)?,
         notes: Vec::new(),
     };

@@ -44,6 +44,17 @@ pub enum Error {
     #[error("{0}")]
     Options(String),
 
+    /// What was written did not come back. One header copy may be lost; nothing was written after it.
+    #[error(
+        "{dev}: the {what} reads back differently from what was written: nothing more was written"
+    )]
+    NotStored {
+        /// The device that holds the header.
+        dev: varve_block::DevId,
+        /// Which structure.
+        what: &'static str,
+    },
+
     /// The work was cancelled by its caller.
     #[error("interrupted")]
     Interrupted,

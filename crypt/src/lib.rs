@@ -54,6 +54,13 @@
 //! that size whole. A new volume: nothing, or the volume ([`Plan`]). Opening writes nothing at all, also
 //! when a header copy is damaged: that is noted in [`Volume::notes`].
 //!
+//! # Changing a LUKS2 header
+//!
+//! All changes of LUKS2 metadata go through [`MetadataEditor`] (`manage/editor.rs`): the JSON tree is
+//! edited and parsed again, `seqid` grows by one, and the copies are written one after the other so that
+//! a cut leaves the old state or the new one. What metadata promise (a keyslot's area) is written and
+//! flushed before them; what they no longer name is wiped as the operation's own file says.
+//!
 //! # Hostile headers
 //!
 //! Everything in a header may have been chosen by somebody who does not know a passphrase. Every rule
@@ -88,6 +95,7 @@ mod kdf;
 mod key;
 mod keyfile;
 mod keyslot;
+mod manage;
 mod plain;
 #[cfg(test)]
 mod testing;
@@ -102,7 +110,7 @@ pub use device::{Crypt, CryptOptions, VolumeHandle};
 pub use device::{Mutation, Observer};
 pub use error::{Corrupt, Error, Result, Skipped};
 pub use format::luks1::{Luks1, Luks1Slot};
-pub use format::luks2::{HeaderCopy, Luks2};
+pub use format::luks2::{HeaderCopy, Luks2, OtherCopy};
 pub use format::metadata::{
     Config, Digest, DigestKind, Keyslot, KeyslotKind, Luks2Slot, Metadata, Priority, Segment,
     SegmentKind, SlotKdf, Token,
@@ -118,6 +126,7 @@ pub use key::Key;
 pub use keyfile::{
     KEY_FILE_MAX, KeyFilePart, PASSPHRASE_MAX, read_key, read_key_file, read_passphrase,
 };
+pub use manage::{Draft, MetadataEditor};
 pub use plain::PlainSpec;
 pub use unlock::{
     TestReport, UnlockOptions, test, unlock, unlock_detached, unlock_with_volume_key,

@@ -1,6 +1,7 @@
 //! Small helpers for this crate's own tests, and the definitions of the test vectors.
 
 pub(crate) mod images;
+pub(crate) mod recorder;
 
 use crate::hash::Hash;
 

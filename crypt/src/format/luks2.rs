@@ -66,12 +66,43 @@ pub enum HeaderCopy {
 }
 
 impl HeaderCopy {
-    fn what(self) -> &'static str {
+    /// The copy that this one is not.
+    #[must_use]
+    pub fn other(self) -> HeaderCopy {
+        match self {
+            HeaderCopy::Primary => HeaderCopy::Secondary,
+            HeaderCopy::Secondary => HeaderCopy::Primary,
+        }
+    }
+
+    /// Its place in the order of [`EncodedCopies`].
+    pub(crate) fn index(self) -> usize {
+        match self {
+            HeaderCopy::Primary => 0,
+            HeaderCopy::Secondary => 1,
+        }
+    }
+
+    pub(crate) fn what(self) -> &'static str {
         match self {
             HeaderCopy::Primary => "LUKS2 primary header",
             HeaderCopy::Secondary => "LUKS2 secondary header",
         }
     }
+}
+
+/// How the copy that was not chosen compares with the one that was.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OtherCopy {
+    /// It says the same.
+    Same,
+    /// It is good and older.
+    Older,
+    /// It is good, not older, and says something else; or it is another volume's.
+    Different,
+    /// It is damaged, or gone.
+    Unusable,
 }
 
 /// A copy of the header every field of which has been looked at.
@@ -87,6 +118,8 @@ pub struct Luks2 {
     pub checksum_algorithm: String,
     /// The copy this was read from.
     pub copy: HeaderCopy,
+    /// What became of the other copy.
+    pub other: OtherCopy,
     pub metadata: Metadata,
     /// What is odd about the copies, for the operator.
     pub notes: Vec<String>,
@@ -189,6 +222,7 @@ impl Luks2 {
             uuid: text(&raw.uuid, |t| wrong(2, "uuid", t, "text".into()))?.to_owned(),
             checksum_algorithm: lossy(&raw.checksum_algorithm),
             copy,
+            other: OtherCopy::Unusable,
             metadata,
             notes,
         })
@@ -258,4 +292,4 @@ fn check_sum(raw: &RawHeader, all: &[u8]) -> Result<(), BadSum> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -19,6 +19,18 @@ pub(crate) const DIGESTS_MAX: u32 = 8;
 /// Largest keyslot region.
 pub(crate) const KEYSLOTS_SIZE_MAX: u64 = 128 << 20;
 
+/// Requirements whose meaning is known. What an unknown one means nobody can say, so nothing is written
+/// to its volume (check 13).
+pub(crate) const KNOWN_REQUIREMENTS: [&str; 7] = [
+    "offline-reencrypt",
+    "online-reencrypt",
+    "online-reencrypt-v2",
+    "online-reencrypt-v3",
+    "inline-hw-tags",
+    "opal",
+    "opal-v2",
+];
+
 /// Everything the JSON area of a LUKS2 header says.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Metadata {

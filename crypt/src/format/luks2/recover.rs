@@ -1,6 +1,6 @@
 //! Which copy counts. Reading never writes: what should be repaired is only noted (check 15).
 
-use super::{BadCopy, HDR_SIZES, HeaderCopy, Luks2};
+use super::{BadCopy, HDR_SIZES, HeaderCopy, Luks2, OtherCopy};
 use crate::error::{Error, Result};
 use crate::format::foreign;
 
@@ -29,8 +29,8 @@ pub(crate) fn recover(head: &[u8], device_len: u64, only: Option<HeaderCopy>) ->
         Err(BadCopy::Absent(_)) => find_secondary(head, device_len),
     };
     match only {
-        Some(HeaderCopy::Primary) => return primary.map_err(|e| broken(&[e])),
-        Some(HeaderCopy::Secondary) => return secondary.map_err(|e| broken(&[e])),
+        Some(HeaderCopy::Primary) => return named(primary, secondary.ok()),
+        Some(HeaderCopy::Secondary) => return named(secondary, primary.ok()),
         None => {}
     }
     match (primary, secondary) {
@@ -53,6 +53,28 @@ pub(crate) fn recover(head: &[u8], device_len: u64, only: Option<HeaderCopy>) ->
             Ok(s)
         }
         (Err(p), Err(s)) => Err(broken(&[p, s])),
+    }
+}
+
+/// The copy that the operator asked for, as it is.
+fn named(asked: Result<Luks2, BadCopy>, other: Option<Luks2>) -> Result<Luks2> {
+    let mut header = asked.map_err(|e| broken(&[e]))?;
+    header.other = other.map_or(OtherCopy::Unusable, |o| compare(&header, &o));
+    Ok(header)
+}
+
+/// What the copy that was not chosen is to the one that was.
+fn compare(chosen: &Luks2, other: &Luks2) -> OtherCopy {
+    let facts = |h: &Luks2| (h.uuid.clone(), h.label.clone(), h.subsystem.clone(), h.hdr_size);
+    if chosen.uuid == other.uuid && other.seqid < chosen.seqid {
+        OtherCopy::Older
+    } else if other.seqid == chosen.seqid
+        && facts(chosen) == facts(other)
+        && chosen.metadata.json == other.metadata.json
+    {
+        OtherCopy::Same
+    } else {
+        OtherCopy::Different
     }
 }
 
@@ -86,15 +108,19 @@ fn choose(mut p: Luks2, mut s: Luks2) -> Result<Luks2> {
         ));
     }
     if s.seqid > p.seqid {
+        s.other = compare(&s, &p);
         s.notes.push(format!("the primary header is older (seqid {}, {})", p.seqid, s.seqid));
         return Ok(s);
     }
-    if p.seqid > s.seqid {
-        p.notes.push(format!("the secondary header is older (seqid {}, {})", s.seqid, p.seqid));
-    } else if p.metadata.json != s.metadata.json
-        || (&p.label, &p.subsystem, p.hdr_size) != (&s.label, &s.subsystem, s.hdr_size)
-    {
-        p.notes.push("the header copies have one seqid and different contents".into());
+    p.other = compare(&p, &s);
+    match p.other {
+        OtherCopy::Older => {
+            p.notes.push(format!("the secondary header is older (seqid {}, {})", s.seqid, p.seqid));
+        }
+        OtherCopy::Different => {
+            p.notes.push("the header copies have one seqid and different contents".into());
+        }
+        OtherCopy::Same | OtherCopy::Unusable => {}
     }
     Ok(p)
 }
