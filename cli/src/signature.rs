@@ -40,6 +40,7 @@ const KNOWN: &[Known] = &[
     Known { name: "dm-integrity", byte: 0, magic: b"integrt\0" },
     Known { name: "squashfs", byte: 0, magic: b"hsqs" },
     Known { name: "iso9660", byte: 32768 + 1, magic: b"CD001" },
+    Known { name: "btrfs metadata dump", byte: 0, magic: b"\x8b\x66\x95\x72\xe2\x25\x5c\xbd" },
     Known { name: "qcow2 image", byte: 0, magic: b"QFI\xfb" },
     // Last: many things above leave a boot sector's mark too.
     Known { name: "MBR partition table", byte: 510, magic: b"\x55\xaa" },

@@ -156,6 +156,9 @@ async fn open_below_crypt(rt: &Rt, config: &StackConfig) -> anyhow::Result<Stack
 async fn uncached(config: &StackConfig, hdd: FileDevice) -> anyhow::Result<Stack> {
     let name = config.backing.display();
     let mut layers = vec![format!("disk {name}")];
+    if varve_fs::is_dump(&hdd).await? {
+        return metadata_dump(config, hdd).await;
+    }
     let Some(sb) = backing_super(&hdd).await? else {
         return Ok(Stack { top: Dyn::new(hdd), cache: None, layers });
     };
@@ -180,6 +183,17 @@ async fn uncached(config: &StackConfig, hdd: FileDevice) -> anyhow::Result<Stack
     let end = Sector(hdd.geometry().len.0);
     let window = Window::new(hdd, Extent::between(start, end))?;
     Ok(Stack { top: Dyn::new(window), cache: None, layers })
+}
+
+/// A dump of a file system's metadata, seen as the device that it was made of.
+async fn metadata_dump(config: &StackConfig, file: FileDevice) -> anyhow::Result<Stack> {
+    let name = config.backing.display();
+    if !config.read_only {
+        bail!("{name} is a metadata dump: it can be read (--read-only), not written");
+    }
+    let layers = vec![format!("metadata dump {name}")];
+    let device = varve_fs::DumpDevice::open(file).await?;
+    Ok(Stack { top: Dyn::new(device), cache: None, layers })
 }
 
 /// The bcache superblock of a disk, if it has one.

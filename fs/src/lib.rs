@@ -51,6 +51,7 @@
 //! | `chunk`, `volume` | addresses; devices, copies, retries |
 //! | `tree` | blocks in memory, their cache, cursors, making new ones |
 //! | `fs`, `inode`, `dir`, `file`, `subvol`, `compress` | what users touch |
+//! | `image`, `inspect` | metadata dumps; looking without believing |
 //! | `mkfs` | a new file system: a pure [`plan`], and its careful execution |
 //!
 //! # Example
@@ -79,7 +80,9 @@ mod error;
 mod file;
 pub mod format;
 mod fs;
+mod image;
 mod inode;
+mod inspect;
 mod mkfs;
 mod subvol;
 mod tree;
@@ -91,6 +94,7 @@ pub use chunk::{ChunkMap, Piece};
 pub use dir::DirEntry;
 pub use error::{Error, ErrorKind, Place, Result};
 pub use fs::{Fs, OpenOptions, Subvolume};
+pub use image::{DumpDevice, is_dump};
 pub use inode::InodeId;
 pub use mkfs::{Existing, Identity, MkfsOptions, Plan, Step, detect, mkfs, plan};
 pub use subvol::SubvolumeInfo;

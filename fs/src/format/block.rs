@@ -186,6 +186,17 @@ pub fn item_data<'a>(block: &'a [u8], item: &ItemHead) -> Option<&'a [u8]> {
     body(block).get(start..end)
 }
 
+/// The items of a leaf, in order, up to the first whose head or data is not inside the block; none of
+/// a node.
+pub fn items(block: &[u8]) -> impl Iterator<Item = (Key, &[u8])> {
+    let header = Header::parse(block).ok().filter(|header| header.level == 0);
+    let count = header.map_or(0, |header| header.nritems as usize);
+    (0..count).map_while(|slot| {
+        let head = item_head(block, slot)?;
+        Some((head.key, item_data(block, &head)?))
+    })
+}
+
 /// Pointers that fit in a node of `nodesize` bytes.
 pub fn node_capacity(nodesize: u32) -> u32 {
     nodesize.saturating_sub(101) / 33

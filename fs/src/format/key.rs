@@ -29,6 +29,19 @@ impl Key {
         Key { objectid, kind, offset }
     }
 
+    /// The key at the head of `bytes`.
+    pub(crate) fn read(bytes: &[u8]) -> Option<Key> {
+        let (raw, _) = RawKey::ref_from_prefix(bytes).ok()?;
+        Some(Key::from(raw))
+    }
+
+    /// Over the key at the head of `bytes`, if there is room for one.
+    pub(crate) fn write(self, bytes: &mut [u8]) {
+        if let Ok((raw, _)) = RawKey::mut_from_prefix(bytes) {
+            *raw = self.into();
+        }
+    }
+
     /// The smallest key greater than this one; the last key is its own successor.
     #[must_use]
     pub fn next(self) -> Key {

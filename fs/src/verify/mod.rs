@@ -22,6 +22,7 @@ mod tests;
 
 pub(crate) use block::expected;
 pub use block::{Expect, read_block, write_block};
+pub(crate) use space::chunk_rules;
 pub use superblock::{SuperFault, superblock};
 
 use crate::csum::CsumType;

@@ -82,7 +82,7 @@ pub(super) fn chunk_item(item: &Item<'_>) -> Verdict {
 }
 
 /// Rules 70 to 84, wherever the chunk was found: the rule, and the kernel's words for it.
-pub(super) fn chunk_rules(rules: &Rules, at: Logical, chunk: &Chunk) -> Result<(), (u8, String)> {
+pub(crate) fn chunk_rules(rules: &Rules, at: Logical, chunk: &Chunk) -> Result<(), (u8, String)> {
     let stripes = chunk.stripes.len();
     let unit = rules.sectorsize;
     if stripes == 0 {
