@@ -215,6 +215,46 @@ impl StackConfig {
     }
 }
 
+/// Where a LUKS header is, and what opens it: for commands that concern the header alone.
+#[derive(Clone, Debug)]
+pub(crate) struct HeaderConfig {
+    pub place: HeaderPlace,
+    pub secret: Option<SecretSource>,
+    pub key_slot: Option<u32>,
+}
+
+/// What holds the header.
+#[derive(Clone, Debug)]
+pub(crate) enum HeaderPlace {
+    /// A file or device of its own.
+    Detached(PathBuf),
+    /// The head of what is below encryption.
+    Below(StackConfig),
+}
+
+impl HeaderConfig {
+    /// From the same flags as a stack. A detached header is named alone: the disk is not looked at.
+    ///
+    /// # Errors
+    /// [`crate::failure::Usage`] when the combination makes no sense.
+    pub(crate) fn new(flags: &StackArgs, image: Option<&Path>) -> anyhow::Result<HeaderConfig> {
+        let mut args = merged(flags)?;
+        if args.plain.is_some() {
+            return usage("a plain mapping has no header");
+        }
+        if args.no_crypt {
+            return usage("--no-crypt stops below encryption, where no header is");
+        }
+        let secret = secret_of(&args)?;
+        let key_slot = args.key_slot;
+        let place = match args.header.take() {
+            Some(path) => HeaderPlace::Detached(path),
+            None => HeaderPlace::Below(StackConfig::new(&args, image)?.below_crypt()),
+        };
+        Ok(HeaderConfig { place, secret, key_slot })
+    }
+}
+
 /// Splits `[IMAGE] PATH`: with a stack named by flags there is no image.
 ///
 /// # Errors

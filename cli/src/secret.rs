@@ -2,89 +2,71 @@
 
 use crate::config::SecretSource;
 use anyhow::{Context, bail};
-use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, tcgetattr, tcsetattr};
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
-use zeroize::Zeroizing;
-
-/// The unlocking secret; wiped when dropped.
-pub(crate) type Secret = Zeroizing<Vec<u8>>;
-
-/// cryptsetup's limit for key files (8 MiB); a larger one is a mistake.
-const KEY_FILE_MAX: u64 = 8 << 20;
-/// cryptsetup's limit for passphrases.
-const PASSPHRASE_MAX: u64 = 512;
+use varve_crypt::{Key, KeyFilePart, read_key, read_key_file, read_passphrase};
 
 /// Reads the secret from where the user said it is.
 ///
 /// # Errors
 /// When the source cannot be read, is empty, or is longer than a key can be.
-pub(crate) fn read(source: &SecretSource) -> anyhow::Result<Secret> {
+pub(crate) fn read(source: &SecretSource) -> anyhow::Result<Key> {
     match source {
-        SecretSource::KeyFile { path, offset, size } => key_file(path, *offset, *size),
+        SecretSource::KeyFile { path, offset, size } => {
+            key_file(path, KeyFilePart { offset: *offset, size: *size })
+        }
         SecretSource::PassphraseFile(path) => {
             let what = || format!("cannot read passphrase file {}", path.display());
-            first_line(File::open(path).with_context(what)?, &path.display().to_string())
+            let file = File::open(path).with_context(what)?;
+            Ok(read_passphrase(file, &path.display().to_string())?)
         }
         SecretSource::PassphraseFd(fd) => from_fd(*fd),
         SecretSource::Prompt => prompt("Passphrase: "),
     }
 }
 
-fn key_file(path: &Path, offset: u64, size: Option<u64>) -> anyhow::Result<Secret> {
-    let what = || format!("cannot read key file {}", path.display());
-    let mut file = File::open(path).with_context(what)?;
-    file.seek(SeekFrom::Start(offset)).with_context(what)?;
-    // Room for all of it at once: a growing vector would leave copies behind.
-    let limit = size.unwrap_or(KEY_FILE_MAX + 1).min(KEY_FILE_MAX + 1);
-    let room = file.metadata().map_or(0, |m| m.len().saturating_sub(offset)).min(limit);
-    let mut secret = Zeroizing::new(Vec::with_capacity(usize::try_from(room)?.max(4096)));
-    file.take(limit).read_to_end(&mut secret).with_context(what)?;
-    let len = secret.len() as u64;
-    if len > KEY_FILE_MAX {
-        bail!("key file {} is larger than 8 MiB", path.display());
+/// Reads a secret that is going to be needed again. One that is typed is typed twice: nobody can see
+/// what was typed.
+///
+/// # Errors
+/// As [`read`], and when the two differ.
+pub(crate) fn read_new(source: &SecretSource) -> anyhow::Result<Key> {
+    if *source != SecretSource::Prompt {
+        return read(source);
     }
-    if len == 0 {
-        bail!("key file {} has no bytes at offset {offset}", path.display());
+    let first = prompt("New passphrase: ")?;
+    if prompt("The same again: ")? != first {
+        bail!("the two passphrases differ");
     }
-    if let Some(size) = size
-        && len < size
-    {
-        bail!("key file {} has only {len} of {size} bytes at offset {offset}", path.display());
-    }
-    Ok(secret)
+    Ok(first)
 }
 
-fn first_line(from: impl Read, name: &str) -> anyhow::Result<Secret> {
-    let room = usize::try_from(PASSPHRASE_MAX + 2)?;
-    let mut line = Zeroizing::new(Vec::with_capacity(room));
-    let mut from = BufReader::with_capacity(64, from).take(PASSPHRASE_MAX + 2);
-    from.read_until(b'\n', &mut line).with_context(|| format!("cannot read {name}"))?;
-    if line.last() == Some(&b'\n') {
-        line.pop();
+fn key_file(path: &Path, part: KeyFilePart) -> anyhow::Result<Key> {
+    if path == Path::new("-") {
+        return Ok(read_key(io::stdin().lock(), part, "standard input")?);
     }
-    if line.is_empty() {
-        bail!("the passphrase in {name} is empty");
-    }
-    if line.len() as u64 > PASSPHRASE_MAX {
-        bail!("the passphrase in {name} is longer than {PASSPHRASE_MAX} bytes");
-    }
-    Ok(line)
+    Ok(read_key_file(path, part)?)
 }
 
 /// Reopened through /proc, so that the caller's descriptor is neither closed nor moved under it.
-fn from_fd(fd: i32) -> anyhow::Result<Secret> {
+fn from_fd(fd: i32) -> anyhow::Result<Key> {
     let file = File::open(format!("/proc/self/fd/{fd}"))
         .with_context(|| format!("cannot read from file descriptor {fd}"))?;
-    first_line(file, &format!("file descriptor {fd}"))
+    Ok(read_passphrase(file, &format!("file descriptor {fd}"))?)
 }
+
+/// What Ctrl-C sends.
+const INTERRUPT: u8 = 3;
 
 /// Asks on the terminal without echo.
 ///
+/// Ctrl-C comes as a byte and not as a signal, which would leave the terminal without its echo.
+///
 /// # Errors
 /// When there is no terminal.
-pub(crate) fn prompt(text: &str) -> anyhow::Result<Secret> {
+fn prompt(text: &str) -> anyhow::Result<Key> {
     let mut tty = File::options()
         .read(true)
         .write(true)
@@ -92,14 +74,47 @@ pub(crate) fn prompt(text: &str) -> anyhow::Result<Secret> {
         .context("no terminal to ask for the passphrase on")?;
     let before = tcgetattr(&tty).context("the terminal does not answer")?;
     let mut silent = before.clone();
-    silent.local_modes.remove(LocalModes::ECHO);
+    silent.local_modes.remove(LocalModes::ECHO | LocalModes::ISIG);
     silent.local_modes.insert(LocalModes::ECHONL);
+    silent.special_codes[SpecialCodeIndex::VEOL] = INTERRUPT;
     tty.write_all(text.as_bytes())?;
     tty.flush()?;
     tcsetattr(&tty, OptionalActions::Flush, &silent)?;
-    let line = first_line(&tty, "the answer");
+    let line = read_passphrase(Typed(&tty), "the terminal");
     tcsetattr(&tty, OptionalActions::Flush, &before)?;
-    line
+    Ok(line?)
+}
+
+/// Asks a question on the terminal whose answer must be spelled out.
+///
+/// # Errors
+/// When the answer is another, or when there is no terminal: then `otherwise` says which option
+/// answers it.
+pub(crate) fn confirm(question: &str, otherwise: &str) -> anyhow::Result<()> {
+    let asked = File::options().read(true).write(true).open("/dev/tty");
+    let Ok(mut tty) = asked else {
+        bail!("{question} ({otherwise})");
+    };
+    writeln!(tty, "{question}")?;
+    write!(tty, "Type YES in capitals to go on: ")?;
+    tty.flush()?;
+    match read_passphrase(&tty, "the terminal") {
+        Ok(answer) if answer.bytes() == b"YES" => Ok(()),
+        _ => bail!("not confirmed, nothing was changed"),
+    }
+}
+
+/// Bytes from a terminal that does not send signals.
+struct Typed<'a>(&'a File);
+
+impl Read for Typed<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.0.read(buf)?;
+        if buf.get(..n).is_some_and(|bytes| bytes.contains(&INTERRUPT)) {
+            return Err(io::Error::other("interrupted"));
+        }
+        Ok(n)
+    }
 }
 
 #[cfg(test)]
@@ -112,12 +127,14 @@ mod tests {
         let path = dir.path().join("key");
         std::fs::write(&path, b"secret\nmore").unwrap();
         let whole = SecretSource::KeyFile { path: path.clone(), offset: 0, size: None };
-        assert_eq!(read(&whole).unwrap().as_slice(), b"secret\nmore");
+        assert_eq!(read(&whole).unwrap().bytes(), b"secret\nmore");
         let part = SecretSource::KeyFile { path: path.clone(), offset: 2, size: Some(3) };
-        assert_eq!(read(&part).unwrap().as_slice(), b"cre");
+        assert_eq!(read(&part).unwrap().bytes(), b"cre");
         let short = SecretSource::KeyFile { path: path.clone(), offset: 9, size: Some(3) };
         assert!(read(&short).is_err());
-        assert_eq!(read(&SecretSource::PassphraseFile(path)).unwrap().as_slice(), b"secret");
+        assert_eq!(read(&SecretSource::PassphraseFile(path)).unwrap().bytes(), b"secret");
         assert!(read(&SecretSource::PassphraseFd(987)).is_err());
+        let typed = SecretSource::KeyFile { path: "/nowhere".into(), offset: 0, size: None };
+        assert!(read_new(&typed).unwrap_err().to_string().contains("/nowhere"));
     }
 }

@@ -125,7 +125,7 @@ fn secret_source(crypt: &CryptConfig) -> Option<&SecretSource> {
 
 /// The secret in the crypt layer's locked memory.
 pub(crate) fn read_key(source: &SecretSource) -> anyhow::Result<Arc<Key>> {
-    Ok(Arc::new(Key::copy_from(&secret::read(source)?)))
+    Ok(Arc::new(secret::read(source)?))
 }
 
 async fn open_below_crypt(rt: &Rt, config: &StackConfig) -> anyhow::Result<Stack> {

@@ -14,7 +14,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::prelude::{BASE64_STANDARD, Engine as _};
 use serde_json::{Value, json};
 use varve_block::{BlockDevice, Extent, Geometry, Rt, Sector, Sectors};
 use zeroize::Zeroizing;
@@ -33,6 +32,7 @@ use crate::kdf::{
 };
 use crate::key::Key;
 use crate::keyslot::fill_area;
+use crate::manage::tree;
 use crate::xts::SectorSize;
 
 /// Which format.
@@ -127,11 +127,11 @@ pub struct Plan {
 type Random<'a> = &'a mut dyn FnMut(&mut [u8]) -> Result<()>;
 
 /// How often a weak volume key is drawn again before the generator is declared broken.
-const DRAWS_MAX: u32 = 4;
+pub(crate) const DRAWS_MAX: u32 = 4;
 /// What a digest's PBKDF2 takes on this machine.
-const DIGEST_TIME: Duration = Duration::from_millis(125);
+pub(crate) const DIGEST_TIME: Duration = Duration::from_millis(125);
 /// Areas start and end on these.
-const AREA_ALIGN: u64 = 4096;
+pub(crate) const AREA_ALIGN: u64 = 4096;
 const LUKS1_DATA_OFFSET: u64 = 2 << 20;
 const LUKS2_DATA_OFFSET: u64 = 16 << 20;
 
@@ -210,7 +210,7 @@ pub async fn format<D: BlockDevice>(
 }
 
 /// The machine's own clock: a benchmark measures the machine, also when the rest is simulated.
-fn wall_clock() -> impl Fn() -> Duration {
+pub(crate) fn wall_clock() -> impl Fn() -> Duration {
     #[expect(clippy::disallowed_methods, reason = "a benchmark measures this machine")]
     let start = std::time::Instant::now();
     move || start.elapsed()
@@ -371,7 +371,7 @@ fn luks1_plan(
 }
 
 /// Bytes from one area to the next.
-fn area_step(key_len: usize) -> u64 {
+pub(crate) fn area_step(key_len: usize) -> u64 {
     let len = af::area_len(key_len as u64, af::STRIPES).expect("at most 64 bytes");
     len.next_multiple_of(AREA_ALIGN)
 }
@@ -429,15 +429,9 @@ fn luks2_plan(
             "encryption": o.cipher.text(),
             "sector_size": sector_size.bytes(),
         } },
-        "digests": { "0": {
-            "type": "pbkdf2",
-            "keyslots": ["0"],
-            "segments": ["0"],
-            "hash": o.hash.name(),
-            "iterations": digest_iterations,
-            "salt": BASE64_STANDARD.encode(digest_salt),
-            "digest": BASE64_STANDARD.encode(digest),
-        } },
+        "digests": {
+            "0": tree::digest(o.hash, digest_iterations, &digest_salt, &digest, "0", Some("0")),
+        },
         "config": config_json(o, &places),
     });
     let header = Luks2 {
@@ -519,33 +513,14 @@ fn default_sector_size(geometry: &Geometry, data_offset: u64, detached: bool) ->
 }
 
 fn keyslot_json(o: &FormatOptions, kdf: &Kdf, key: &Key, places: &Luks2Places) -> Value {
-    let kdf = match kdf {
-        Kdf::Pbkdf2 { hash, iterations, salt } => json!({
-            "type": "pbkdf2",
-            "hash": hash.name(),
-            "iterations": iterations,
-            "salt": BASE64_STANDARD.encode(salt),
-        }),
-        Kdf::Argon2 { kind, time, memory_kib, lanes, salt } => json!({
-            "type": kind.name(),
-            "time": time,
-            "memory": memory_kib,
-            "cpus": lanes,
-            "salt": BASE64_STANDARD.encode(salt),
-        }),
-    };
-    json!({
-        "type": "luks2",
-        "key_size": key.len(),
-        "af": { "type": "luks1", "stripes": af::STRIPES, "hash": o.hash.name() },
-        "area": {
-            "type": "raw",
-            "offset": places.areas.to_string(),
-            "size": area_step(key.len()).to_string(),
-            "encryption": o.cipher.text(),
-            "key_size": key.len(),
-        },
-        "kdf": kdf,
+    tree::keyslot(&tree::NewKeyslot {
+        kdf,
+        af_hash: o.hash,
+        key_len: key.len(),
+        area_offset: places.areas,
+        area_size: area_step(key.len()),
+        area_cipher: &o.cipher,
+        area_key_len: key.len(),
     })
 }
 

@@ -122,7 +122,7 @@ impl Error {
 
 /// Makes text from a device safe for a terminal: printable ASCII stays, the rest is escaped, and the
 /// whole is cut at 80 characters (check 2).
-pub(crate) fn printable(text: &str) -> String {
+pub fn printable(text: &str) -> String {
     let mut shown = String::new();
     for c in text.chars() {
         if shown.len() >= 80 {

@@ -105,7 +105,7 @@ impl Header {
 
 /// Every requirement stops activation: those we know mean work that we do not do, and what an unknown
 /// one means nobody can say.
-fn check_requirements(metadata: &Metadata) -> Result<()> {
+pub(crate) fn check_requirements(metadata: &Metadata) -> Result<()> {
     let Some(requirement) = metadata.config.requirements.first() else { return Ok(()) };
     let state = metadata.keyslots.values().find_map(|s| match &s.kind {
         KeyslotKind::Reencrypt { mode, direction, .. } => Some(format!("mode {mode}, {direction}")),

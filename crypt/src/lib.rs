@@ -108,7 +108,7 @@ pub use create::{FormatOptions, LuksVersion, Plan, Step, format};
 pub use device::{Crypt, CryptOptions, VolumeHandle};
 #[cfg(any(test, feature = "mutations"))]
 pub use device::{Mutation, Observer};
-pub use error::{Corrupt, Error, Result, Skipped};
+pub use error::{Corrupt, Error, Result, Skipped, printable};
 pub use format::luks1::{Luks1, Luks1Slot};
 pub use format::luks2::{HeaderCopy, Luks2, OtherCopy};
 pub use format::metadata::{
@@ -126,7 +126,11 @@ pub use key::Key;
 pub use keyfile::{
     KEY_FILE_MAX, KeyFilePart, PASSPHRASE_MAX, read_key, read_key_file, read_passphrase,
 };
-pub use manage::{Draft, MetadataEditor};
+pub use manage::{
+    Backup, Changed, Damage, Draft, MetadataEditor, NewKey, PERSISTENT_FLAGS, Proof, Protection,
+    Settings, add_key, add_unbound_key, backup, before_repair, change_key, configure, damage,
+    erase, import_token, kill_slot, remove_key, remove_token, repair, set_uuid,
+};
 pub use plain::PlainSpec;
 pub use unlock::{
     TestReport, UnlockOptions, test, unlock, unlock_detached, unlock_with_volume_key,

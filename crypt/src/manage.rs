@@ -1,5 +1,23 @@
 //! Changing what is there: metadata, keyslots, headers as a whole.
 
+mod area;
+mod backup;
 mod editor;
+mod keys;
+mod luks1;
+mod put;
+mod repair;
+mod settings;
+pub(crate) mod tree;
 
+pub use area::Protection;
+pub use backup::{Backup, backup};
 pub use editor::{Draft, MetadataEditor};
+pub use keys::{
+    Changed, NewKey, Proof, add_key, add_unbound_key, change_key, erase, kill_slot, remove_key,
+};
+pub use repair::{Damage, before_repair, damage, repair};
+pub use settings::{PERSISTENT_FLAGS, Settings, configure, import_token, remove_token, set_uuid};
+
+#[cfg(test)]
+mod tests;

@@ -128,7 +128,7 @@ pub async fn test<D: BlockDevice>(
 }
 
 /// Tries the slots one after the other; each derivation runs off the lane.
-async fn try_slots<D: BlockDevice>(
+pub(crate) async fn try_slots<D: BlockDevice>(
     rt: &Rt,
     device: &D,
     header: &Header,

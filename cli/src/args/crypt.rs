@@ -1,5 +1,11 @@
 //! The words of `varve crypt`.
 
+mod header;
+mod keys;
+
+pub use header::*;
+pub use keys::*;
+
 use super::StackArgs;
 use crate::size::Size;
 use clap::{Args, Subcommand, ValueEnum};
@@ -13,6 +19,31 @@ pub enum CryptVerb {
     Dump(CryptDump),
     /// Say whether a key opens the volume, and which slot; changes nothing
     Test(CryptTest),
+    /// Add a passphrase or key file
+    AddKey(CryptAddKey),
+    /// Replace a passphrase or key file; at every moment one of the two opens the volume
+    ChangeKey(CryptChangeKey),
+    /// Remove the passphrase or key file that is given
+    RemoveKey(CryptRemoveKey),
+    /// Remove a key slot by its number
+    KillSlot(CryptKillSlot),
+    /// Destroy all key slots: the data is lost without a header backup
+    Erase(CryptErase),
+    /// Save header and key slots to a file
+    HeaderBackup(CryptHeaderBackup),
+    /// Put a saved header back
+    HeaderRestore(CryptHeaderRestore),
+    /// Make a damaged or stale copy of the header whole again
+    Repair(CryptRepair),
+    /// Print the UUID, or set another
+    Uuid(CryptUuid),
+    /// Say by the exit code whether there is a LUKS header (0) or not (1)
+    IsLuks(CryptIsLuks),
+    /// Change label, subsystem, flags or a slot's priority (LUKS2)
+    Config(CryptConfigure),
+    /// List, import, export or remove tokens (LUKS2)
+    #[command(subcommand)]
+    Token(CryptTokenVerb),
 }
 
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,24 +77,8 @@ pub struct CryptFormat {
     /// Encryption sector. Default: 4096 where size and device allow, else 512; LUKS1 has 512
     #[arg(long, value_name = "SIZE")]
     pub sector_size: Option<Size>,
-    /// Key derivation. Default: argon2id (LUKS2), pbkdf2 (LUKS1)
-    #[arg(long, value_enum, value_name = "KDF")]
-    pub pbkdf: Option<PbkdfArg>,
-    /// Hash of pbkdf2 and of the splitter
-    #[arg(long, default_value = "sha256", value_name = "HASH")]
-    pub hash: String,
-    /// Unlocking should take this long
-    #[arg(long, default_value_t = 2000, value_name = "MS")]
-    pub iter_time: u32,
-    /// Iterations (pbkdf2) or passes (argon2) instead of measuring
-    #[arg(long, value_name = "N")]
-    pub pbkdf_force_iterations: Option<u32>,
-    /// Most memory argon2 may take
-    #[arg(long, default_value = "1G", value_name = "SIZE")]
-    pub pbkdf_memory: Size,
-    /// Most threads argon2 may take
-    #[arg(long, default_value_t = 4, value_name = "N")]
-    pub pbkdf_parallel: u32,
+    #[command(flatten)]
+    pub pbkdf: PbkdfArgs,
     /// UUID of the volume. Default: random
     #[arg(long, value_name = "UUID")]
     pub uuid: Option<uuid::Uuid>,

@@ -38,6 +38,18 @@ pub(crate) fn read(what: &'static str, area: &[u8]) -> Result<Value, Corrupt> {
     if tail.iter().any(|&b| b != 0) {
         return Err(wrong(7, "bytes behind the text".into(), "zeroes to the end of the area"));
     }
+    read_text(what, text)
+}
+
+/// Parses a text without the frame: one object, as strictly.
+pub(crate) fn read_text(what: &'static str, text: &[u8]) -> Result<Value, Corrupt> {
+    let wrong = |check, found: String, expected: &str| Corrupt {
+        what,
+        check,
+        field: "JSON".into(),
+        found,
+        expected: expected.into(),
+    };
     let mut reader = serde_json::Deserializer::from_slice(text);
     let value = Strict { depth: 1 }
         .deserialize(&mut reader)

@@ -55,6 +55,13 @@ pub(crate) struct RawSlot {
 }
 const _: () = assert!(size_of::<RawSlot>() == 48);
 
+/// First byte of a slot in the header.
+pub(crate) fn slot_at(slot: usize) -> usize {
+    std::mem::offset_of!(RawHeader, slots).saturating_add(slot.saturating_mul(size_of::<RawSlot>()))
+}
+/// First byte of the UUID, and its room.
+pub(crate) const UUID_AT: (usize, usize) = (std::mem::offset_of!(RawHeader, uuid), 40);
+
 /// A header every field of which has been looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Luks1 {
@@ -202,7 +209,7 @@ impl Luks1 {
 }
 
 impl Luks1Slot {
-    fn encode(&self) -> RawSlot {
+    pub(crate) fn encode(&self) -> RawSlot {
         RawSlot {
             active: U32::new(if self.active { SLOT_ACTIVE } else { SLOT_FREE }),
             iterations: U32::new(self.iterations),

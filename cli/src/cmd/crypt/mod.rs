@@ -1,22 +1,26 @@
-//! `varve crypt`: make, show and try encrypted volumes.
+//! `varve crypt`: make, show and try encrypted volumes, and manage their keys and headers.
 
-use crate::args::{CryptDump, CryptFormat, CryptTest, CryptVerb, LuksType, PbkdfArg};
+mod header;
+mod keys;
+mod pbkdf;
+mod target;
+mod token;
+
+use crate::args::{CryptDump, CryptFormat, CryptTest, CryptVerb, LuksType};
 use crate::cmd::output;
 use crate::config::{CryptConfig, StackConfig};
 use crate::failure::{Outcome, usage};
 use crate::signature;
 use crate::size::Size;
-use crate::stack::{self, Stack};
+use crate::{secret, stack};
 use anyhow::Context;
 use std::fs::File;
 use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::Path;
+use std::sync::Arc;
+use target::Target;
 use varve_block::{BlockDevice, Dyn, Rt};
-use varve_crypt::{
-    Argon2Kind, CipherSpec, Cost, FormatOptions, Hash, Header, LuksVersion, Pbkdf, SectorSize,
-    UnlockOptions,
-};
+use varve_crypt::{CipherSpec, FormatOptions, Header, LuksVersion, Protection, SectorSize};
 
 /// Room that a header file gets when it has to be made: LUKS2's default header, and LUKS1's.
 const HEADER_FILE: [(LuksType, u64); 2] = [(LuksType::Luks2, 16 << 20), (LuksType::Luks1, 2 << 20)];
@@ -26,6 +30,18 @@ pub(crate) async fn run(rt: &Rt, verb: CryptVerb) -> anyhow::Result<Outcome> {
         CryptVerb::Format(args) => format(rt, args).await,
         CryptVerb::Dump(args) => dump(rt, args).await,
         CryptVerb::Test(args) => test(rt, args).await,
+        CryptVerb::AddKey(args) => keys::add(rt, args).await,
+        CryptVerb::ChangeKey(args) => keys::change(rt, args).await,
+        CryptVerb::RemoveKey(args) => keys::remove(rt, args).await,
+        CryptVerb::KillSlot(args) => keys::kill(rt, args).await,
+        CryptVerb::Erase(args) => keys::erase(rt, args).await,
+        CryptVerb::HeaderBackup(args) => header::backup(rt, args).await,
+        CryptVerb::HeaderRestore(args) => header::restore(rt, args).await,
+        CryptVerb::Repair(args) => header::repair(rt, args).await,
+        CryptVerb::Uuid(args) => header::uuid(rt, args).await,
+        CryptVerb::IsLuks(args) => header::is_luks(rt, args).await,
+        CryptVerb::Config(args) => header::configure(rt, args).await,
+        CryptVerb::Token(verb) => token::run(rt, verb).await,
     }
 }
 
@@ -40,7 +56,7 @@ async fn format(rt: &Rt, args: CryptFormat) -> anyhow::Result<Outcome> {
         }
     };
     let options = options(&args, header.is_some())?;
-    let secret = stack::read_key(source)?;
+    let secret = Arc::new(secret::read_new(source)?);
     let stack = match &header {
         None => stack::open_to_format(rt, &config.below_crypt(), args.force).await?,
         // The disk itself is not touched.
@@ -89,25 +105,7 @@ fn options(args: &CryptFormat, detached: bool) -> anyhow::Result<FormatOptions> 
         LuksType::Luks1 => LuksVersion::Luks1,
         LuksType::Luks2 => LuksVersion::Luks2,
     };
-    let Some(hash) = Hash::named(&args.hash) else {
-        return usage(format!("--hash {:?} is not known: sha1, sha256 or sha512", args.hash));
-    };
-    let pbkdf = match (args.pbkdf, args.luks_type) {
-        (Some(PbkdfArg::Pbkdf2), _) | (None, LuksType::Luks1) => Pbkdf::Pbkdf2(hash),
-        (Some(PbkdfArg::Argon2i), _) => Pbkdf::Argon2(Argon2Kind::I),
-        (Some(PbkdfArg::Argon2id), _) | (None, LuksType::Luks2) => Pbkdf::Argon2(Argon2Kind::Id),
-    };
-    let Ok(memory_kib) = u32::try_from(args.pbkdf_memory.0 >> 10) else {
-        return usage(format!("--pbkdf-memory {} is too much", args.pbkdf_memory));
-    };
-    let cost = match args.pbkdf_force_iterations {
-        Some(iterations) => Cost::Forced { iterations, memory_kib, lanes: args.pbkdf_parallel },
-        None => Cost::Benchmark {
-            target: Duration::from_millis(args.iter_time.into()),
-            memory_kib_max: memory_kib,
-            lanes_max: args.pbkdf_parallel,
-        },
-    };
+    let Protection { pbkdf, cost, hash } = pbkdf::protection(&args.pbkdf, version)?;
     Ok(FormatOptions {
         cipher: CipherSpec::parse(&args.cipher)?,
         key_bits: args.key_size,
@@ -130,29 +128,10 @@ fn sector_size(size: Size) -> anyhow::Result<SectorSize> {
     }
 }
 
-/// What holds the header: the header device, or the stack below encryption, opened to read only.
-async fn open_header(
-    rt: &Rt,
-    stack_args: &crate::args::StackArgs,
-    image: Option<&PathBuf>,
-) -> anyhow::Result<(Dyn, StackConfig)> {
-    let config = StackConfig::new(stack_args, image.map(PathBuf::as_path))?.reading();
-    if let CryptConfig::Luks { header: Some(path), .. } = &config.crypt {
-        return Ok((Dyn::new(stack::open_device(rt, path, true).await?), config));
-    }
-    let Stack { top, .. } = stack::open(rt, &config.below_crypt()).await?;
-    Ok((top, config))
-}
-
 async fn dump(rt: &Rt, args: CryptDump) -> anyhow::Result<Outcome> {
-    let mut stack_args = args.stack.clone();
-    // A dump needs no key, so a detached header is named alone.
-    let detached = stack_args.header.take();
-    let device = match (&detached, &args.image, &stack_args.backing) {
-        (Some(path), ..) => Dyn::new(stack::open_device(rt, path, true).await?),
-        _ => open_header(rt, &stack_args, args.image.as_ref()).await?.0,
-    };
-    let header = Header::read(&device, None)
+    let target = Target::to_look(rt, &args.stack, args.image.as_deref()).await?;
+    let device = &target.device;
+    let header = Header::read(device, None)
         .await
         .with_context(|| format!("no LUKS header to show on {}", device.geometry().dev))?;
     for note in header.notes() {
@@ -169,13 +148,9 @@ async fn dump(rt: &Rt, args: CryptDump) -> anyhow::Result<Outcome> {
 }
 
 async fn test(rt: &Rt, args: CryptTest) -> anyhow::Result<Outcome> {
-    let (device, config) = open_header(rt, &args.stack, args.image.as_ref()).await?;
-    let CryptConfig::Luks { secret, key_slot, .. } = &config.crypt else {
-        return usage("test what? give --key-file, --passphrase-file or --unlock");
-    };
-    let secret = stack::read_key(secret)?;
-    let options = UnlockOptions { slot: *key_slot, ..UnlockOptions::default() };
-    let report = varve_crypt::test(rt, &device, &options, &secret).await?;
+    let target = Target::to_look(rt, &args.stack, args.image.as_deref()).await?;
+    let secret = target.secret()?;
+    let report = varve_crypt::test(rt, &target.device, &target.options(), &secret).await?;
     if args.json {
         output::json(&report)?;
         return Ok(Outcome::Fine);
