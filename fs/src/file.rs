@@ -296,7 +296,7 @@ impl<D: BlockDevice> Fs<D> {
     }
 
     /// The digests of `[at, at + len)`.
-    async fn sums(&self, at: Logical, len: u64) -> Result<Sums> {
+    pub(crate) async fn sums(&self, at: Logical, len: u64) -> Result<Sums> {
         let sector = u64::from(self.volume.rules.sectorsize);
         let each = self.volume.rules.csum.size();
         let mut sums = Sums::new(each, to_usize(len / sector));

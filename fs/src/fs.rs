@@ -85,7 +85,40 @@ impl<D: BlockDevice> Fs<D> {
         for warning in &warnings {
             tracing::warn!(fsid = %volume.sb.fsid, "{warning}");
         }
-        let mut fs = Fs {
+        let mut fs = Fs::assemble(volume, options, csums, warnings);
+        fs.top = match fs.options.subvolume {
+            Some(id) => id,
+            None => fs.default_subvolume().await?,
+        };
+        fs.subvolume(fs.top).await?;
+        Ok(fs)
+    }
+
+    /// Over a volume whose chunks are known, for a rescue: nothing but the volume itself has to be
+    /// readable.
+    pub(crate) async fn over(
+        volume: Volume<D>,
+        options: OpenOptions,
+        warnings: Vec<String>,
+    ) -> Result<Fs<D>> {
+        features(&volume.sb)?;
+        let csums = root_of(&volume, objectid::CSUM_TREE).await;
+        let csums = csums.ok().flatten().map(|(tree, _)| tree);
+        let mut fs = Fs::assemble(volume, options, csums, warnings);
+        fs.top = match fs.options.subvolume {
+            Some(id) => id,
+            None => fs.default_subvolume().await.unwrap_or(objectid::FS_TREE),
+        };
+        Ok(fs)
+    }
+
+    fn assemble(
+        volume: Volume<D>,
+        options: OpenOptions,
+        csums: Option<Tree>,
+        warnings: Vec<String>,
+    ) -> Fs<D> {
+        Fs {
             volume,
             options,
             subvolumes: RefCell::default(),
@@ -93,13 +126,7 @@ impl<D: BlockDevice> Fs<D> {
             top: objectid::FS_TREE,
             unpacked: RefCell::default(),
             warnings,
-        };
-        fs.top = match fs.options.subvolume {
-            Some(id) => id,
-            None => fs.default_subvolume().await?,
-        };
-        fs.subvolume(fs.top).await?;
-        Ok(fs)
+        }
     }
 
     pub fn superblock(&self) -> &Superblock {
@@ -174,7 +201,7 @@ pub(crate) async fn root_of<D: BlockDevice>(
 
 /// Reads every device's superblock, and keeps those that belong to the newest state of one file
 /// system.
-async fn gather<D: BlockDevice>(
+pub(crate) async fn gather<D: BlockDevice>(
     devices: Vec<D>,
     copy: usize,
     warnings: &mut Vec<String>,

@@ -52,6 +52,7 @@
 //! | `tree` | blocks in memory, their cache, cursors, making new ones |
 //! | `fs`, `inode`, `dir`, `file`, `subvol`, `compress` | what users touch |
 //! | `image`, `inspect` | metadata dumps; looking without believing |
+//! | [`export`] | files out of it, also where it is damaged |
 //! | `mkfs` | a new file system: a pure [`plan`], and its careful execution |
 //!
 //! # Example
@@ -77,6 +78,7 @@ mod compress;
 pub mod csum;
 mod dir;
 mod error;
+pub mod export;
 mod file;
 pub mod format;
 mod fs;

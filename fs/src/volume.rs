@@ -347,7 +347,7 @@ impl Sums {
         }
     }
 
-    fn at(&self, sector: u64) -> Option<&[u8]> {
+    pub(crate) fn at(&self, sector: u64) -> Option<&[u8]> {
         let n = usize::try_from(sector).ok()?;
         self.present.get(n).filter(|present| **present)?;
         self.bytes.chunks_exact(self.each).nth(n)

@@ -1,5 +1,9 @@
 //! The words of `varve fs`.
 
+mod export;
+
+pub use export::FsExport;
+
 use super::StackArgs;
 use crate::size::Size;
 use clap::{Args, Subcommand, ValueEnum};
@@ -15,6 +19,8 @@ pub enum FsVerb {
     Cat(FsPath),
     /// Print what is known of a file, or of the file system
     Stat(FsStat),
+    /// Copy files out of it into a folder, also where it is damaged
+    Export(FsExport),
 }
 
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,7 +10,7 @@ mod serve;
 mod text;
 mod up;
 
-use crate::args::{CacheVerb, Cli, Noun};
+use crate::args::{CacheVerb, Cli, FsVerb, Noun};
 use crate::failure::Outcome;
 use std::future::Future;
 use tracing_subscriber::EnvFilter;
@@ -23,7 +23,9 @@ use varve_block::rt::{self, Config};
 /// [`crate::failure::Usage`] for a command line that makes no sense (exit code 2), anything else for
 /// a command that could not run (exit code 3).
 pub fn run(cli: Cli) -> anyhow::Result<Outcome> {
-    start_log(cli.verbose);
+    // An export lists by itself what it could not read.
+    let quiet = matches!(cli.noun, Noun::Fs(FsVerb::Export(_)));
+    start_log(cli.verbose, quiet);
     match cli.noun {
         Noun::Up(args) => on_lane(|rt| async move { up::run(&rt, args).await }),
         Noun::Serve(args) => on_lane(|rt| async move { serve::run(&rt, args).await }),
@@ -50,8 +52,9 @@ where
 
 /// Warnings and worse go to standard error; `-v` and `VARVE_LOG` (a filter such as
 /// `varve_cache=debug`) let more through.
-fn start_log(verbose: u8) {
+fn start_log(verbose: u8, quiet: bool) {
     let default = match verbose {
+        0 if quiet => "error",
         0 => "warn",
         1 => "info",
         2 => "debug",

@@ -18,7 +18,7 @@ pub(crate) struct Tree {
 }
 
 impl Tree {
-    fn expect_root(&self) -> Expect {
+    pub(crate) fn expect_root(&self) -> Expect {
         Expect {
             logical: self.root.block,
             level: self.root.level,

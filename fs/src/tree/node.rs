@@ -25,6 +25,17 @@ impl TreeBlock {
         Ok(TreeBlock { header, bytes: bytes.into() })
     }
 
+    /// A block that broke a rule, for a rescue: its checksum is right and its header was compared with
+    /// its address, but items may be out of order, out of range, or fewer than it says. Whoever reads
+    /// it must take each item as it comes.
+    pub(crate) fn understood(mut header: Header, bytes: Vec<u8>) -> TreeBlock {
+        // No more slots than a block has room for: what lies behind is no item.
+        let slot = if header.level == 0 { block::ITEM_HEAD_SIZE } else { block::POINTER_SIZE };
+        let room = bytes.len().saturating_sub(block::HEADER_SIZE) / slot;
+        header.nritems = header.nritems.min(u32::try_from(room).unwrap_or(u32::MAX));
+        TreeBlock { header, bytes: bytes.into() }
+    }
+
     /// Whether it is also what *this* reader expects: another parent may have led to it before.
     pub(crate) fn is_expected(&self, expect: &Expect) -> Verdict {
         expected(&self.bytes, &self.header, expect, 0)

@@ -2,6 +2,7 @@
 
 mod damage;
 mod devices;
+mod export;
 mod flight;
 mod fuzz;
 mod image;

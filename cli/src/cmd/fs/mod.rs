@@ -1,5 +1,7 @@
 //! `varve fs`: make a file system, and read one without a kernel.
 
+mod export;
+
 use crate::args::{FsLs, FsMkfs, FsPath, FsStat, FsVerb, MetadataProfile};
 use crate::cmd::{output, text};
 use crate::config::{StackConfig, image_and_path};
@@ -24,6 +26,7 @@ pub(crate) async fn run(rt: &Rt, verb: FsVerb) -> anyhow::Result<Outcome> {
         FsVerb::Ls(args) => ls(rt, args).await,
         FsVerb::Cat(args) => cat(rt, args).await,
         FsVerb::Stat(args) => stat(rt, args).await,
+        FsVerb::Export(args) => export::run(rt, args).await,
     }
 }
 

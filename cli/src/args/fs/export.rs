@@ -1,0 +1,44 @@
+//! `varve fs export`.
+
+use crate::args::StackArgs;
+use clap::Args;
+
+#[derive(Args, Debug)]
+pub struct FsExport {
+    /// [IMAGE] [PATH] DEST: the image in place of a stack, what to export (default /), and the
+    /// folder of this machine to write to; it is made if it is absent
+    #[arg(value_name = "IMAGE|PATH|DEST", required = true)]
+    pub at: Vec<String>,
+    #[command(flatten)]
+    pub stack: StackArgs,
+    /// Export this subvolume, by its number or path. Default: the one that a mount shows
+    #[arg(long, value_name = "ID|PATH")]
+    pub subvolume: Option<String>,
+    /// Export snapshots too; subvolumes always are
+    #[arg(long)]
+    pub snapshots: bool,
+    /// Only files whose path matches; * stops at no slash. May be given several times
+    #[arg(long, value_name = "GLOB")]
+    pub include: Vec<String>,
+    /// Not the files whose path matches. May be given several times
+    #[arg(long, value_name = "GLOB")]
+    pub exclude: Vec<String>,
+    /// Replace files that are in the way. Default: they are left alone and listed
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Write nothing; say what would be written, and what is damaged of the metadata
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Take data as it is, without comparing it with its checksums
+    #[arg(long)]
+    pub ignore_checksums: bool,
+    /// Believe only this superblock copy: 0, 1 or 2
+    #[arg(long, value_name = "N")]
+    pub super_copy: Option<usize>,
+    /// Start from the root tree whose root is at this logical address: an older state
+    #[arg(long, value_name = "BYTE")]
+    pub root_block: Option<u64>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
