@@ -78,8 +78,10 @@
 //! tree and parses it again, so that what is written passed the checks of what is read, and nothing that
 //! we do not know is lost.
 //!
-//! *Why two AES engines?* The fast one knows AES-256-XTS with unequal key halves only; the other is
-//! needed for the rest, and each is the other's oracle.
+//! *Why several AES engines?* Our own encrypts the tweaks of many sectors together, which a library that is
+//! called once per sector cannot, and needs a processor with AES instructions; AWS-LC is the next best
+//! and knows AES-256-XTS with unequal key halves only; pure Rust does the rest. They are each other's
+//! oracles.
 
 mod af;
 mod cipher;
@@ -97,6 +99,7 @@ mod keyfile;
 mod keyslot;
 mod manage;
 mod plain;
+pub mod speed;
 #[cfg(test)]
 mod testing;
 mod unlock;

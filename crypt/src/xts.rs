@@ -1,8 +1,9 @@
 //! AES-XTS over encryption sectors: one data unit, one tweak start, per sector of 512 to 4096 bytes.
 //!
-//! Two engines compute the same bytes. [`Engine::AwsLc`] is the fast one; it knows AES-256 only and
-//! refuses a key with equal halves. [`Engine::Soft`] is pure Rust and knows everything. Both expand
-//! the key once per volume; a request only starts tweaks.
+//! Several engines compute the same bytes. The [`fused`] ones are our own and the fastest, on processors
+//! with AES instructions; [`Engine::AwsLc`] is the next best, for AES-256 with unequal key halves;
+//! [`Engine::Soft`] is pure Rust and knows everything. All expand the key once per volume; a request only
+//! starts tweaks. Whichever is not used is the oracle of the one that is.
 //!
 //! # Numbers
 //! Every method takes `n`, the number of the *first 512-byte sector* of the data, counted from the
@@ -10,26 +11,21 @@
 //! consecutive 4096-byte sectors steps by 8, as LUKS2 wants; with it, by 1.
 //!
 //! # Concurrency
-//! [`Xts`] is `Sync`. The C library keeps the IV inside its context, so there is a small set of
-//! contexts, one per thread in the usual case, taken once per request and never waited for by a
-//! thread that has one of its own.
-#![allow(
-    unsafe_code,
-    reason = "the AES library's C interface; each block says who owns the context"
-)]
+//! [`Xts`] is `Sync`, and threads that share one do not wait for each other.
 
+mod aws;
+#[cfg(target_arch = "x86_64")]
+mod fused;
+#[cfg(not(target_arch = "x86_64"))]
+#[path = "xts/portable.rs"]
+mod fused;
 mod soft;
-
-use std::cell::Cell;
-use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
-
-use aws_lc_sys as aws;
 
 use crate::cipher::{CipherSpec, IvMode};
 use crate::error::{Error, Result};
 use crate::key::Key;
+use aws::AwsLc;
+use fused::{Fused, Isa};
 use soft::Soft;
 
 /// Which code computes AES.
@@ -38,10 +34,48 @@ pub enum Engine {
     /// The fastest that can do the key.
     #[default]
     Auto,
+    /// Our own, on VAES and AVX-512.
+    Vaes512,
+    /// Our own, on VAES and AVX2.
+    Vaes256,
+    /// Our own, on AES-NI.
+    AesNi,
     /// AWS-LC: AES-256 with unequal halves.
     AwsLc,
     /// RustCrypto.
     Soft,
+}
+
+impl Engine {
+    /// Every engine that this processor runs, from the fastest to the slowest.
+    pub fn available() -> Vec<Engine> {
+        let own = Isa::ALL.into_iter().filter(|isa| isa.is_here()).map(Engine::own);
+        own.chain([Engine::AwsLc, Engine::Soft]).collect()
+    }
+
+    /// The name on command lines and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Engine::Auto => "auto",
+            Engine::Vaes512 => "vaes512",
+            Engine::Vaes256 => "vaes256",
+            Engine::AesNi => "aesni",
+            Engine::AwsLc => "aws-lc",
+            Engine::Soft => "soft",
+        }
+    }
+
+    fn own(isa: Isa) -> Engine {
+        match isa {
+            Isa::Vaes512 => Engine::Vaes512,
+            Isa::Vaes256 => Engine::Vaes256,
+            Isa::AesNi => Engine::AesNi,
+        }
+    }
+
+    fn isa(self) -> Option<Isa> {
+        Isa::ALL.into_iter().find(|&isa| Engine::own(isa) == self)
+    }
 }
 
 /// Size of an encryption sector in bytes: 512, 1024, 2048 or 4096.
@@ -108,6 +142,7 @@ pub struct Xts {
 }
 
 enum Expanded {
+    Fused(Fused),
     AwsLc(AwsLc),
     Soft(Soft),
 }
@@ -136,18 +171,7 @@ impl Xts {
                 "the two halves of the XTS key are equal; allow a weak key to rescue the data",
             ));
         }
-        let fast = key.len() == 64 && !weak;
-        let engine = match params.engine {
-            Engine::Auto | Engine::AwsLc if fast => Expanded::AwsLc(AwsLc::new(key)?),
-            Engine::Auto | Engine::Soft => {
-                Expanded::Soft(Soft::new(key).expect("the length was checked"))
-            }
-            Engine::AwsLc => {
-                return Err(Error::unsupported(
-                    "the AWS-LC engine takes AES-256-XTS keys with unequal halves only",
-                ));
-            }
-        };
+        let engine = Expanded::new(params.engine, key, weak)?;
         Ok(Xts {
             engine,
             iv: params.spec.iv.clone(),
@@ -159,6 +183,7 @@ impl Xts {
     /// The engine that computes.
     pub fn engine(&self) -> Engine {
         match self.engine {
+            Expanded::Fused(ref fused) => Engine::own(fused.isa()),
             Expanded::AwsLc(_) => Engine::AwsLc,
             Expanded::Soft(_) => Engine::Soft,
         }
@@ -174,15 +199,7 @@ impl Xts {
     /// # Panics
     /// When `data` is not whole encryption sectors: alignment is checked at the device's door.
     pub fn encrypt(&self, n: u64, data: &mut [u8]) {
-        let units = self.units(n, data.len());
-        match &self.engine {
-            Expanded::AwsLc(aws) => aws.in_place(Direction::Encrypt, units, data),
-            Expanded::Soft(soft) => {
-                for (iv, unit) in units.zip(data.chunks_exact_mut(self.sector_size.bytes())) {
-                    soft.sector(true, iv, unit);
-                }
-            }
-        }
+        self.in_place(Direction::Encrypt, n, data);
     }
 
     /// Decrypts in place.
@@ -190,15 +207,7 @@ impl Xts {
     /// # Panics
     /// As [`Xts::encrypt`].
     pub fn decrypt(&self, n: u64, data: &mut [u8]) {
-        let units = self.units(n, data.len());
-        match &self.engine {
-            Expanded::AwsLc(aws) => aws.in_place(Direction::Decrypt, units, data),
-            Expanded::Soft(soft) => {
-                for (iv, unit) in units.zip(data.chunks_exact_mut(self.sector_size.bytes())) {
-                    soft.sector(false, iv, unit);
-                }
-            }
-        }
+        self.in_place(Direction::Decrypt, n, data);
     }
 
     /// Encrypts one buffer into another of the same length, which spares the copy where the source
@@ -210,10 +219,28 @@ impl Xts {
         assert_eq!(from.len(), to.len(), "source and target have one length");
         let units = self.units(n, from.len());
         match &self.engine {
-            Expanded::AwsLc(aws) => aws.into(Direction::Encrypt, units, from, to),
+            Expanded::Fused(fused) => {
+                fused.encrypt_into(units, self.sector_size.bytes(), from, to);
+            }
+            Expanded::AwsLc(aws) => aws.encrypt_into(units, from, to),
             Expanded::Soft(_) => {
                 to.copy_from_slice(from);
                 self.encrypt(n, to);
+            }
+        }
+    }
+
+    fn in_place(&self, direction: Direction, n: u64, data: &mut [u8]) {
+        let units = self.units(n, data.len());
+        let size = self.sector_size.bytes();
+        match &self.engine {
+            Expanded::Fused(fused) => fused.in_place(direction, units, size, data),
+            Expanded::AwsLc(aws) => aws.in_place(direction, units, data),
+            Expanded::Soft(soft) => {
+                let encrypt = matches!(direction, Direction::Encrypt);
+                for (iv, unit) in units.zip(data.chunks_exact_mut(size)) {
+                    soft.sector(encrypt, iv, unit);
+                }
             }
         }
     }
@@ -225,6 +252,32 @@ impl Xts {
         let per_unit = self.sector_size.sectors();
         let (next, step) = if self.large { (n / per_unit, 1) } else { (n, per_unit) };
         Units { iv: &self.iv, next, step, size }
+    }
+}
+
+impl Expanded {
+    /// Expands a key of 32 or 64 bytes for the engine that was asked for.
+    fn new(engine: Engine, key: &Key, weak: bool) -> Result<Expanded> {
+        let no = |why: &str| Err(Error::unsupported(format!("engine {}: {why}", engine.name())));
+        let soft = || Expanded::Soft(Soft::new(key).expect("the length was checked"));
+        let fast = key.len() == 64 && !weak;
+        match engine {
+            Engine::Auto => {
+                if let Some(fused) = Isa::best().and_then(|isa| Fused::new(key, isa)) {
+                    return Ok(Expanded::Fused(fused));
+                }
+                if fast { Ok(Expanded::AwsLc(AwsLc::new(key)?)) } else { Ok(soft()) }
+            }
+            Engine::Vaes512 | Engine::Vaes256 | Engine::AesNi => {
+                match engine.isa().and_then(|isa| Fused::new(key, isa)) {
+                    Some(fused) => Ok(Expanded::Fused(fused)),
+                    None => no("this processor lacks its instructions"),
+                }
+            }
+            Engine::AwsLc if fast => Ok(Expanded::AwsLc(AwsLc::new(key)?)),
+            Engine::AwsLc => no("it takes AES-256-XTS keys with unequal halves only"),
+            Engine::Soft => Ok(soft()),
+        }
     }
 }
 
@@ -247,153 +300,10 @@ impl Iterator for Units<'_> {
     }
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Direction {
     Encrypt,
     Decrypt,
-}
-
-/// The C library's contexts for one key: a set per direction.
-struct AwsLc {
-    encrypt: Box<[Mutex<Context>]>,
-    decrypt: Box<[Mutex<Context>]>,
-}
-
-impl AwsLc {
-    fn new(key: &Key) -> Result<AwsLc> {
-        let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(64));
-        let set = |direction| -> Result<Box<[Mutex<Context>]>> {
-            (0..threads).map(|_| Ok(Mutex::new(Context::new(key, direction)?))).collect()
-        };
-        Ok(AwsLc { encrypt: set(Direction::Encrypt)?, decrypt: set(Direction::Decrypt)? })
-    }
-
-    /// A context nobody uses; in the usual case the one this thread used before.
-    fn context(&self, direction: Direction) -> MutexGuard<'_, Context> {
-        let set = match direction {
-            Direction::Encrypt => &self.encrypt,
-            Direction::Decrypt => &self.decrypt,
-        };
-        let home = thread_number() % set.len();
-        for i in 0..set.len() {
-            match set[(home + i) % set.len()].try_lock() {
-                Ok(free) => return free,
-                Err(TryLockError::Poisoned(p)) => return p.into_inner(),
-                Err(TryLockError::WouldBlock) => {}
-            }
-        }
-        set[home].lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn in_place(&self, direction: Direction, units: Units<'_>, data: &mut [u8]) {
-        let mut context = self.context(direction);
-        let size = units.size;
-        for (iv, unit) in units.zip(data.chunks_exact_mut(size)) {
-            context.start(&iv);
-            context.run(unit.as_ptr(), unit.as_mut_ptr(), unit.len());
-        }
-    }
-
-    fn into(&self, direction: Direction, units: Units<'_>, from: &[u8], to: &mut [u8]) {
-        let mut context = self.context(direction);
-        let size = units.size;
-        let pairs = from.chunks_exact(size).zip(to.chunks_exact_mut(size));
-        for (iv, (from, to)) in units.zip(pairs) {
-            context.start(&iv);
-            context.run(from.as_ptr(), to.as_mut_ptr(), to.len());
-        }
-    }
-}
-
-/// A small number for this thread, so that threads spread over the contexts.
-fn thread_number() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    thread_local!(static MINE: Cell<Option<usize>> = const { Cell::new(None) });
-    MINE.with(|mine| {
-        mine.get().unwrap_or_else(|| {
-            let n = NEXT.fetch_add(1, Ordering::Relaxed);
-            mine.set(Some(n));
-            n
-        })
-    })
-}
-
-/// One `EVP_CIPHER_CTX` with both key schedules in it. The library overwrites them when it frees it.
-struct Context(NonNull<aws::EVP_CIPHER_CTX>);
-
-// SAFETY: a context is plain memory of the C library, tied to no thread; `Mutex` keeps users apart.
-unsafe impl Send for Context {}
-
-/// Bytes of the library's private context data that are locked: two schedules of 15 round keys and
-/// their round counts, which lie at its start.
-const SCHEDULE_BYTES: usize = 2 * (15 * 16 + 8);
-
-impl Context {
-    fn new(key: &Key, direction: Direction) -> Result<Context> {
-        assert_eq!(key.len(), 64, "this engine is for AES-256-XTS");
-        // SAFETY: no arguments; the result is checked.
-        let raw = unsafe { aws::EVP_CIPHER_CTX_new() };
-        let context = Context(NonNull::new(raw).expect("memory for a cipher context"));
-        // SAFETY: returns a pointer to a static description.
-        let cipher = unsafe { aws::EVP_aes_256_xts() };
-        let encrypt = match direction {
-            Direction::Encrypt => 1,
-            Direction::Decrypt => 0,
-        };
-        // SAFETY: the context is ours until `drop`; the key has the 64 bytes the cipher reads, and
-        // the library keeps its expansion, not the pointer. A null IV means "later".
-        let ok = unsafe {
-            aws::EVP_CipherInit_ex(
-                context.0.as_ptr(),
-                cipher,
-                ptr::null_mut(),
-                key.bytes().as_ptr(),
-                ptr::null(),
-                encrypt,
-            )
-        };
-        if ok != 1 {
-            return Err(Error::unsupported("the AES library refused the key"));
-        }
-        // SAFETY: the context was initialised above; reading a field of it races with nobody.
-        let schedules = unsafe { (*context.0.as_ptr()).cipher_data };
-        crate::key::protect_schedule(schedules.cast::<u8>().cast_const(), SCHEDULE_BYTES);
-        Ok(context)
-    }
-
-    /// Begins a data unit.
-    #[inline]
-    fn start(&mut self, iv: &[u8; 16]) {
-        // SAFETY: `&mut self` is the only user of the context; the IV's 16 bytes are copied at once;
-        // null cipher and key and -1 mean "as they are".
-        let ok = unsafe {
-            aws::EVP_CipherInit_ex(
-                self.0.as_ptr(),
-                ptr::null(),
-                ptr::null_mut(),
-                ptr::null(),
-                iv.as_ptr(),
-                -1,
-            )
-        };
-        assert_eq!(ok, 1, "starting a data unit cannot fail");
-    }
-
-    /// One whole data unit: `from` and `to` are each valid for `len` bytes, equal or disjoint.
-    #[inline]
-    fn run(&mut self, from: *const u8, to: *mut u8, len: usize) {
-        // SAFETY: private to this module; both callers pass slices of `len` bytes that they borrow
-        // across the call, either the same one or two that cannot overlap.
-        let ok = unsafe { aws::EVP_Cipher(self.0.as_ptr(), to, from, len) };
-        assert_eq!(ok, 1, "a started data unit of 512 to 4096 bytes cannot fail");
-    }
-}
-
-impl Drop for Context {
-    fn drop(&mut self) {
-        // SAFETY: made by `EVP_CIPHER_CTX_new`, freed once, here; the library cleanses the schedules.
-        unsafe { aws::EVP_CIPHER_CTX_free(self.0.as_ptr()) }
-    }
 }
 
 #[cfg(test)]
