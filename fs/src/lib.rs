@@ -53,6 +53,7 @@
 //! | `fs`, `inode`, `dir`, `file`, `subvol`, `compress` | what users touch |
 //! | `image`, `inspect` | metadata dumps; looking without believing |
 //! | [`export`] | files out of it, also where it is damaged |
+//! | [`send`] | a snapshot as a stream |
 //! | `mkfs` | a new file system: a pure [`plan`], and its careful execution |
 //!
 //! # Example
@@ -86,6 +87,7 @@ mod image;
 mod inode;
 mod inspect;
 mod mkfs;
+pub mod send;
 mod subvol;
 mod tree;
 mod units;

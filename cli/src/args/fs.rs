@@ -1,8 +1,10 @@
 //! The words of `varve fs`.
 
 mod export;
+mod send;
 
 pub use export::FsExport;
+pub use send::{FsSend, FsSendDump};
 
 use super::StackArgs;
 use crate::size::Size;
@@ -21,6 +23,10 @@ pub enum FsVerb {
     Stat(FsStat),
     /// Copy files out of it into a folder, also where it is damaged
     Export(FsExport),
+    /// Write a snapshot, or what changed since another, as a stream for `btrfs receive`
+    Send(FsSend),
+    /// Print what a send stream says
+    SendDump(FsSendDump),
 }
 
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]

@@ -168,7 +168,7 @@ fn with_blocks_lost_everywhere_nothing_wrong_is_called_whole() {
             // The superblocks stay: where all are gone nothing is known.
             for at in (1 << 20..112 << 20).step_by(4096) {
                 if at != 64 << 20 && prng.chance(percent, 100) {
-                    device.poke(at + 7, b"lost");
+                    device.poke(at + 207, b"lost");
                 }
             }
             let strict = match Fs::open(device.clone(), varve_fs::OpenOptions::default()).await {

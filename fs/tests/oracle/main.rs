@@ -3,7 +3,9 @@
 //! Needs root, loop devices, a kernel with btrfs, and btrfs-progs; without one of them each test says
 //! which and passes.
 
+mod export;
 mod kernel;
 mod mkfs;
 mod read;
+mod send;
 mod walk;

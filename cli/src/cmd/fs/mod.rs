@@ -1,6 +1,7 @@
 //! `varve fs`: make a file system, and read one without a kernel.
 
 mod export;
+mod send;
 
 use crate::args::{FsLs, FsMkfs, FsPath, FsStat, FsVerb, MetadataProfile};
 use crate::cmd::{output, text};
@@ -27,6 +28,8 @@ pub(crate) async fn run(rt: &Rt, verb: FsVerb) -> anyhow::Result<Outcome> {
         FsVerb::Cat(args) => cat(rt, args).await,
         FsVerb::Stat(args) => stat(rt, args).await,
         FsVerb::Export(args) => export::run(rt, args).await,
+        FsVerb::Send(args) => send::run(rt, args).await,
+        FsVerb::SendDump(args) => send::dump(&args),
     }
 }
 
