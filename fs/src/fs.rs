@@ -7,11 +7,12 @@ use crate::format::Uuid;
 use crate::format::chunk::{Chunk, DevItem};
 use crate::format::key::{ItemType, Key, objectid};
 use crate::format::root::Root;
-use crate::format::superblock::{CompatRo, Incompat, SUPER_OFFSETS, SuperFlags, Superblock};
+use crate::format::superblock::{CompatRo, Incompat, RootPointer, SuperFlags, Superblock};
+use crate::supers::gather;
 use crate::tree::cursor::{Cursor, Tree, find_last};
 use crate::units::Logical;
-use crate::verify::{self, Rules};
-use crate::volume::{Counters, Member, Volume, read_super};
+use crate::verify::Rules;
+use crate::volume::{Counters, Volume};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -74,13 +75,7 @@ impl<D: BlockDevice> Fs<D> {
     /// Opens a file system on several devices, in any order. Missing ones are no error until
     /// something is read of which they hold the only copy.
     pub async fn open_devices(devices: Vec<D>, options: OpenOptions) -> Result<Fs<D>> {
-        let mut warnings = Vec::new();
-        let (members, sb) = gather(devices, options.super_copy, &mut warnings).await?;
-        features(&sb)?;
-        let rules = Rules::of(&sb).ok_or_else(|| Error::unsupported("unknown checksum type"))?;
-        note_state(&sb, &mut warnings);
-        let volume = Volume::new(members, sb, rules, options.cache_bytes);
-        load_chunks(&volume, &mut warnings).await?;
+        let (volume, warnings) = open_volume(devices, &options).await?;
         let csums = root_of(&volume, objectid::CSUM_TREE).await?.map(|(tree, _)| tree);
         for warning in &warnings {
             tracing::warn!(fsid = %volume.sb.fsid, "{warning}");
@@ -169,8 +164,24 @@ impl<D: BlockDevice> Fs<D> {
     }
 
     pub(crate) fn root_tree(&self) -> Tree {
-        Tree { id: objectid::ROOT_TREE, root: self.volume.sb.tree_root() }
+        Tree::new(objectid::ROOT_TREE, self.volume.sb.tree_root())
     }
+}
+
+/// The part of opening that needs no tree but the chunk tree: enough for a checker to start from.
+/// What is odd is said in the second value.
+pub(crate) async fn open_volume<D: BlockDevice>(
+    devices: Vec<D>,
+    options: &OpenOptions,
+) -> Result<(Volume<D>, Vec<String>)> {
+    let mut warnings = Vec::new();
+    let (members, sb) = gather(devices, options.super_copy, &mut warnings).await?;
+    features(&sb)?;
+    let rules = Rules::of(&sb).ok_or_else(|| Error::unsupported("unknown checksum type"))?;
+    note_state(&sb, &mut warnings);
+    let volume = Volume::new(members, sb, rules, options.cache_bytes);
+    load_chunks(&volume, &mut warnings).await?;
+    Ok((volume, warnings))
 }
 
 /// The newest root of tree `id`: relocation and snapshots key theirs by source or transaction.
@@ -178,7 +189,7 @@ pub(crate) async fn root_of<D: BlockDevice>(
     volume: &Volume<D>,
     id: u64,
 ) -> Result<Option<(Tree, Root)>> {
-    let root_tree = Tree { id: objectid::ROOT_TREE, root: volume.sb.tree_root() };
+    let root_tree = Tree::new(objectid::ROOT_TREE, volume.sb.tree_root());
     let last = Key::new(id, ItemType::ROOT_ITEM, u64::MAX);
     let item = find_last(volume, &root_tree, last).await?;
     let Some(item) =
@@ -188,77 +199,9 @@ pub(crate) async fn root_of<D: BlockDevice>(
     };
     let root = Root::parse(item.data())
         .map_err(|wrong| Error::corrupt(format!("root item of tree {id}")).because(wrong))?;
-    let tree = Tree {
-        id,
-        root: crate::format::superblock::RootPointer {
-            block: root.bytenr,
-            generation: root.generation,
-            level: root.level,
-        },
-    };
+    let at = RootPointer { block: root.bytenr, generation: root.generation, level: root.level };
+    let tree = Tree::new(id, at);
     Ok(Some((tree, root)))
-}
-
-/// Reads every device's superblock, and keeps those that belong to the newest state of one file
-/// system.
-pub(crate) async fn gather<D: BlockDevice>(
-    devices: Vec<D>,
-    copy: usize,
-    warnings: &mut Vec<String>,
-) -> Result<(Vec<Member<D>>, Superblock)> {
-    let mut found = Vec::new();
-    for device in devices {
-        let sb = superblock_of(&device, copy).await?;
-        found.push((device, sb));
-    }
-    let newest = found.iter().map(|(_, sb)| sb).max_by_key(|sb| sb.generation).cloned();
-    let Some(newest) = newest else {
-        return Err(Error::new(ErrorKind::Invalid, "no device was given"));
-    };
-    let mut members: Vec<Member<D>> = Vec::new();
-    for (device, sb) in found {
-        let geometry = device.geometry();
-        if sb.fsid != newest.fsid {
-            let message = format!(
-                "{} belongs to another file system: {}, not {}",
-                geometry.dev, sb.fsid, newest.fsid
-            );
-            return Err(Error::new(ErrorKind::Invalid, message));
-        }
-        if sb.generation < newest.generation {
-            warnings.push(format!(
-                "{} is left out: its generation is {}, the file system's {}",
-                geometry.dev, sb.generation, newest.generation
-            ));
-            continue;
-        }
-        let DevItem { devid, uuid, total_bytes, .. } = sb.dev_item;
-        if geometry.len.bytes() < total_bytes {
-            warnings.push(format!(
-                "{} has {} bytes of {total_bytes}: the end is missing",
-                geometry.dev,
-                geometry.len.bytes()
-            ));
-        }
-        if members.iter().any(|member| member.devid == devid) {
-            let message = format!("{}: device {devid} was given twice", geometry.dev);
-            return Err(Error::new(ErrorKind::Invalid, message));
-        }
-        members.push(Member { devid, uuid, device, geometry });
-    }
-    Ok((members, newest))
-}
-
-async fn superblock_of<D: BlockDevice>(device: &D, copy: usize) -> Result<Superblock> {
-    let Some(&at) = SUPER_OFFSETS.get(copy) else {
-        return Err(Error::new(ErrorKind::Invalid, "superblock copies are 0, 1 and 2"));
-    };
-    let dev = device.geometry().dev;
-    let Some(bytes) = read_super(device, at).await? else {
-        return Err(Error::corrupt(format!("{dev}: too small to hold superblock copy {copy}")));
-    };
-    verify::superblock(&bytes, at)
-        .map_err(|fault| Error::corrupt(format!("{dev}: {fault}")).because(fault))
 }
 
 /// What this engine would misread is refused by name.
@@ -296,7 +239,7 @@ async fn load_chunks<D: BlockDevice>(volume: &Volume<D>, warnings: &mut Vec<Stri
     for (start, chunk) in system {
         volume.chunks().borrow_mut().insert(start, chunk)?;
     }
-    let tree = Tree { id: objectid::CHUNK_TREE, root: volume.sb.chunk_tree_root() };
+    let tree = Tree::new(objectid::CHUNK_TREE, volume.sb.chunk_tree_root());
     let mut cursor = Cursor::seek(volume, &tree, Key::MIN).await?;
     let mut devices: Vec<(u64, Uuid)> = Vec::new();
     while let Some(item) = cursor.next().await? {

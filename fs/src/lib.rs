@@ -50,6 +50,8 @@
 //! | [`verify`] | the tree checker: each rule once, in the kernel's words |
 //! | `chunk`, `volume` | addresses; devices, copies, retries |
 //! | `tree` | blocks in memory, their cache, cursors, making new ones |
+//! | `supers` | superblocks, and the devices they gather |
+//! | `access` | trees and blocks for tools: cursors, raw copies, all faults of a block |
 //! | `fs`, `inode`, `dir`, `file`, `subvol`, `compress` | what users touch |
 //! | `image`, `inspect` | metadata dumps; looking without believing |
 //! | [`export`] | files out of it, also where it is damaged |
@@ -74,6 +76,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod access;
 mod chunk;
 mod compress;
 pub mod csum;
@@ -89,11 +92,13 @@ mod inspect;
 mod mkfs;
 pub mod send;
 mod subvol;
+mod supers;
 mod tree;
 mod units;
 pub mod verify;
 mod volume;
 
+pub use access::Examined;
 pub use chunk::{ChunkMap, Piece};
 pub use dir::DirEntry;
 pub use error::{Error, ErrorKind, Place, Result};
@@ -102,5 +107,8 @@ pub use image::{DumpDevice, is_dump};
 pub use inode::InodeId;
 pub use mkfs::{Existing, Identity, MkfsOptions, Plan, Step, detect, mkfs, plan};
 pub use subvol::SubvolumeInfo;
+pub use supers::{SuperCopy, super_copies};
+pub use tree::cursor::{Cursor, Item, Tree};
+pub use tree::node::TreeBlock;
 pub use units::{Logical, Physical};
 pub use volume::Counters;

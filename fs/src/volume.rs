@@ -282,7 +282,10 @@ impl<D: BlockDevice> Volume<D> {
 
 /// The 4096 bytes of a superblock copy, also from a device with larger blocks; `None` where the device
 /// ends before.
-pub(crate) async fn read_super<D: BlockDevice>(device: &D, at: u64) -> Result<Option<Vec<u8>>> {
+pub(crate) async fn read_super<D: BlockDevice>(
+    device: &D,
+    at: u64,
+) -> varve_block::Result<Option<Vec<u8>>> {
     let geometry = device.geometry();
     let block = geometry.block.bytes().max(SUPER_SIZE as u64);
     let start = at - at % block;

@@ -35,6 +35,21 @@ pub enum MetadataProfile {
     Dup,
 }
 
+/// The file system that is looked at: the stack or image that is its first device, and more.
+#[derive(Args, Debug, Clone, Default)]
+pub struct FsSource {
+    #[command(flatten)]
+    pub stack: StackArgs,
+    /// A further device of the file system; may be given several times, in any order. Unlocked with
+    /// the same key as the first where there is one
+    #[arg(long = "device", value_name = "DEV")]
+    pub devices: Vec<PathBuf>,
+    /// Believe this superblock copy instead of the first, of every device
+    #[arg(long = "super", value_name = "0..2", default_value_t = 0,
+          value_parser = clap::value_parser!(u8).range(0..3))]
+    pub super_copy: u8,
+}
+
 #[derive(Args, Debug)]
 pub struct FsMkfs {
     /// A file or device, in place of a stack
@@ -64,7 +79,7 @@ pub struct FsLs {
     #[arg(value_name = "IMAGE|PATH")]
     pub at: Vec<String>,
     #[command(flatten)]
-    pub stack: StackArgs,
+    pub source: FsSource,
     /// Descend
     #[arg(long, short = 'R')]
     pub recursive: bool,
@@ -82,7 +97,7 @@ pub struct FsPath {
     #[arg(value_name = "IMAGE|PATH", required = true)]
     pub at: Vec<String>,
     #[command(flatten)]
-    pub stack: StackArgs,
+    pub source: FsSource,
 }
 
 #[derive(Args, Debug)]
@@ -91,7 +106,7 @@ pub struct FsStat {
     #[arg(value_name = "IMAGE|PATH")]
     pub at: Vec<String>,
     #[command(flatten)]
-    pub stack: StackArgs,
+    pub source: FsSource,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

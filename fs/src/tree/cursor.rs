@@ -5,6 +5,7 @@ use super::node::TreeBlock;
 use crate::error::{Error, Result};
 use crate::format::key::Key;
 use crate::format::superblock::RootPointer;
+use crate::units::Logical;
 use crate::verify::Expect;
 use crate::volume::Volume;
 use std::sync::Arc;
@@ -12,13 +13,18 @@ use varve_block::BlockDevice;
 
 /// A tree: its id, and where its root is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Tree {
-    pub(crate) id: u64,
-    pub(crate) root: RootPointer,
+pub struct Tree {
+    pub id: u64,
+    pub root: RootPointer,
 }
 
 impl Tree {
-    pub(crate) fn expect_root(&self) -> Expect {
+    pub fn new(id: u64, root: RootPointer) -> Tree {
+        Tree { id, root }
+    }
+
+    /// What is known of the root block before it is read.
+    pub fn expect_root(&self) -> Expect {
         Expect {
             logical: self.root.block,
             level: self.root.level,
@@ -31,23 +37,29 @@ impl Tree {
 
 /// An item, and the leaf that keeps it alive.
 #[derive(Clone, Debug)]
-pub(crate) struct Item {
+pub struct Item {
     leaf: Arc<TreeBlock>,
     slot: usize,
     key: Key,
 }
 
 impl Item {
-    pub(crate) fn key(&self) -> Key {
+    pub fn key(&self) -> Key {
         self.key
     }
 
-    pub(crate) fn data(&self) -> &[u8] {
+    pub fn data(&self) -> &[u8] {
         self.leaf.item(self.slot).map_or(&[], |(_, data)| data)
+    }
+
+    /// The leaf it stands in, and its slot there.
+    pub fn place(&self) -> (Logical, usize) {
+        (self.leaf.header().bytenr, self.slot)
     }
 }
 
-pub(crate) struct Cursor<'a, D: BlockDevice> {
+/// A position in a tree. Each step may read blocks; what it returns stays valid when it moves on.
+pub struct Cursor<'a, D: BlockDevice> {
     volume: &'a Volume<D>,
     tree: Tree,
     /// From the root down; the slot that was taken in each. The last is a leaf, whose slot may be
@@ -105,21 +117,14 @@ impl<'a, D: BlockDevice> Cursor<'a, D> {
     /// Levels fall by one with each step, which the checker proves: a loop of pointers cannot hold
     /// us.
     async fn child(&self, parent: &TreeBlock, slot: usize) -> Result<Arc<TreeBlock>> {
-        let pointer = parent
-            .pointer(slot)
+        let expect = parent
+            .expect_child(slot, self.tree.id)
             .ok_or_else(|| Error::corrupt("a node has fewer pointers than it said"))?;
-        let expect = Expect {
-            logical: pointer.block,
-            level: parent.level().saturating_sub(1),
-            generation: Some(pointer.generation),
-            first_key: Some(pointer.key),
-            owner: Some(self.tree.id),
-        };
         self.volume.block(&expect).await
     }
 
     /// The item under the cursor, which moves on. `None` behind the last.
-    pub(crate) async fn next(&mut self) -> Result<Option<Item>> {
+    pub async fn next(&mut self) -> Result<Option<Item>> {
         loop {
             let Some((leaf, slot)) = self.path.last_mut() else { return Ok(None) };
             if let Some(key) = leaf.key(*slot) {
@@ -134,7 +139,7 @@ impl<'a, D: BlockDevice> Cursor<'a, D> {
     }
 
     /// The item under the cursor, if its key is not above `last`; the cursor moves on.
-    pub(crate) async fn next_to(&mut self, last: Key) -> Result<Option<Item>> {
+    pub async fn next_to(&mut self, last: Key) -> Result<Option<Item>> {
         Ok(self.next().await?.filter(|item| item.key() <= last))
     }
 

@@ -7,7 +7,7 @@ use crate::verify::{Expect, Rules, Verdict, expected, read_block};
 
 /// A block that has passed the tree checker.
 #[derive(Debug)]
-pub(crate) struct TreeBlock {
+pub struct TreeBlock {
     header: Header,
     bytes: Box<[u8]>,
 }
@@ -41,12 +41,22 @@ impl TreeBlock {
         expected(&self.bytes, &self.header, expect, 0)
     }
 
-    pub(crate) fn level(&self) -> u8 {
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// All of it, as it was read.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    pub fn level(&self) -> u8 {
         self.header.level
     }
 
     /// Items or pointers.
-    pub(crate) fn len(&self) -> usize {
+    #[allow(clippy::len_without_is_empty, reason = "an empty block is nothing special")]
+    pub fn len(&self) -> usize {
         self.header.nritems as usize
     }
 
@@ -54,7 +64,7 @@ impl TreeBlock {
         self.bytes.len()
     }
 
-    pub(crate) fn key(&self, slot: usize) -> Option<Key> {
+    pub fn key(&self, slot: usize) -> Option<Key> {
         if slot >= self.len() {
             return None;
         }
@@ -65,13 +75,25 @@ impl TreeBlock {
     }
 
     /// Child `slot` of a node.
-    pub(crate) fn pointer(&self, slot: usize) -> Option<Pointer> {
+    pub fn pointer(&self, slot: usize) -> Option<Pointer> {
         let inside = self.level() > 0 && slot < self.len();
         inside.then(|| block::pointer(&self.bytes, slot))?
     }
 
+    /// What child `slot` of a node, being part of `tree`, must be.
+    pub fn expect_child(&self, slot: usize, tree: u64) -> Option<Expect> {
+        let pointer = self.pointer(slot)?;
+        Some(Expect {
+            logical: pointer.block,
+            level: self.level().saturating_sub(1),
+            generation: Some(pointer.generation),
+            first_key: Some(pointer.key),
+            owner: Some(tree),
+        })
+    }
+
     /// Item `slot` of a leaf.
-    pub(crate) fn item(&self, slot: usize) -> Option<(Key, &[u8])> {
+    pub fn item(&self, slot: usize) -> Option<(Key, &[u8])> {
         if self.level() > 0 || slot >= self.len() {
             return None;
         }

@@ -2,11 +2,12 @@
 //! wrong place, an older one, or one of another tree; its address, its generation and its first key
 //! can, because the parent knows them.
 
-use super::{Corrupt, Rules, Verdict, leaf, node};
+use super::{Corrupt, Rules, Verdict, leaf, leaf_each, node};
 use crate::csum::Found;
 use crate::format::block::{CSUM_SIZE, Header, MAX_LEVEL, item_head, pointer};
 use crate::format::key::{Key, objectid};
 use crate::units::Logical;
+use std::ops::ControlFlow;
 
 /// What the reader of a block knows of it before it comes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -23,12 +24,46 @@ pub struct Expect {
 
 /// Everything about a block that was just read from copy `mirror`, in the kernel's order.
 pub fn read_block(rules: &Rules, block: &[u8], expect: &Expect, mirror: usize) -> Verdict {
+    let header = identity(rules, block, expect, mirror)?;
+    expected(block, &header, expect, mirror)?;
+    if header.level == 0 { leaf(rules, block) } else { node(rules, block) }
+}
+
+/// The same rules for a tool that wants all faults rather than the first: a block that is not the one
+/// that was meant is examined all the same, as long as it is whole.
+pub fn examine_block(rules: &Rules, block: &[u8], expect: &Expect, mirror: usize) -> Vec<Corrupt> {
+    let header = match identity(rules, block, expect, mirror) {
+        Ok(header) => header,
+        Err(fault) => return vec![*fault],
+    };
+    let mut faults = Vec::new();
+    let whole = [against_parent(block, &header, expect, mirror), owner(&header, expect)];
+    faults.extend(whole.into_iter().filter_map(Result::err).map(|fault| *fault));
+    if header.level == 0 {
+        leaf_each(rules, block, |fault| {
+            faults.push(*fault);
+            ControlFlow::Continue(())
+        });
+    } else {
+        faults.extend(node(rules, block).err().map(|fault| *fault));
+    }
+    faults
+}
+
+/// A.16: was this block written, here, by this file system?
+fn identity(
+    rules: &Rules,
+    block: &[u8],
+    expect: &Expect,
+    mirror: usize,
+) -> Result<Header, Box<Corrupt>> {
     let at = expect.logical;
     let Ok(header) = Header::parse(block) else {
         let blank = Header::parse(&[0; 101]).expect("101 bytes are a header");
-        return fail(&blank, at, 164, format!("short tree block, mirror {mirror} logical {at}"));
+        let text = format!("short tree block, mirror {mirror} logical {at}");
+        return Err(corrupt(&blank, at, 164, text));
     };
-    let wrong = |rule, message| fail(&header, at, rule, message);
+    let wrong = |rule, message| Err(corrupt(&header, at, rule, message));
     if header.bytenr != at {
         let have = header.bytenr;
         let text = format!("bad tree block start, mirror {mirror} want {at} have {have}");
@@ -54,8 +89,7 @@ pub fn read_block(rules: &Rules, block: &[u8], expect: &Expect, mirror: usize) -
             ),
         );
     }
-    expected(block, &header, expect, mirror)?;
-    if level == 0 { leaf(rules, block) } else { node(rules, block) }
+    Ok(header)
 }
 
 /// What the reader knows beyond the block itself: also asked of a block that was read before, for
@@ -160,6 +194,10 @@ pub fn write_block(rules: &Rules, block: &[u8], committed: u64) -> Verdict {
 }
 
 fn fail(header: &Header, block: Logical, rule: u8, message: String) -> Verdict {
+    Err(corrupt(header, block, rule, message))
+}
+
+fn corrupt(header: &Header, block: Logical, rule: u8, message: String) -> Box<Corrupt> {
     let root = header.owner;
-    Err(Box::new(Corrupt { rule, block, root, slot: None, key: None, message }))
+    Box::new(Corrupt { rule, block, root, slot: None, key: None, message })
 }

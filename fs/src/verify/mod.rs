@@ -21,7 +21,7 @@ mod superblock;
 mod tests;
 
 pub(crate) use block::expected;
-pub use block::{Expect, read_block, write_block};
+pub use block::{Expect, examine_block, read_block, write_block};
 pub(crate) use space::chunk_rules;
 pub use superblock::{SuperFault, superblock};
 

@@ -5,16 +5,20 @@ mod send;
 
 use crate::args::{FsLs, FsMkfs, FsPath, FsStat, FsVerb, MetadataProfile};
 use crate::cmd::{output, text};
-use crate::config::{StackConfig, image_and_path};
+use crate::config::StackConfig;
 use crate::failure::{Outcome, usage};
 use crate::stack;
-use anyhow::{Context, bail};
+use anyhow::bail;
 use serde_json::{Value, json};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use varve_block::{Dyn, Rt};
 use varve_fs::format::inode::{FileType, Inode, Time};
-use varve_fs::{Fs, InodeId, MkfsOptions, OpenOptions};
+use varve_fs::{Fs, InodeId, MkfsOptions};
+
+mod source;
+
+pub(crate) use source::open;
 
 /// What `cat` asks for at a time.
 const READ_BYTES: usize = 1 << 20;
@@ -58,25 +62,8 @@ async fn mkfs(rt: &Rt, args: FsMkfs) -> anyhow::Result<Outcome> {
     Ok(Outcome::Fine)
 }
 
-/// Opens the file system of an image or a stack for reading. The stack is opened read-only: nothing
-/// here writes, and a disk that may not be written can still be looked at.
-async fn open(
-    rt: &Rt,
-    words: &[String],
-    stack: &crate::args::StackArgs,
-    path_optional: bool,
-) -> anyhow::Result<(Fs<Dyn>, Option<String>)> {
-    let (image, path) = image_and_path(words, stack, path_optional)?;
-    let config = StackConfig::new(stack, image.as_deref())?.reading();
-    let opened = stack::open(rt, &config).await?;
-    let fs = Fs::open(opened.top, OpenOptions::default())
-        .await
-        .with_context(|| format!("no btrfs to read on {}", config.backing.display()))?;
-    Ok((fs, path))
-}
-
 async fn cat(rt: &Rt, args: FsPath) -> anyhow::Result<Outcome> {
-    let (fs, path) = open(rt, &args.at, &args.stack, false).await?;
+    let (fs, path) = open(rt, &args.at, &args.source, false).await?;
     let path = path.unwrap_or_default();
     let id = fs.resolve(&path).await?;
     let inode = fs.inode(id).await?;
@@ -98,7 +85,7 @@ async fn cat(rt: &Rt, args: FsPath) -> anyhow::Result<Outcome> {
 }
 
 async fn ls(rt: &Rt, args: FsLs) -> anyhow::Result<Outcome> {
-    let (fs, path) = open(rt, &args.at, &args.stack, true).await?;
+    let (fs, path) = open(rt, &args.at, &args.source, true).await?;
     let path = path.unwrap_or_else(|| "/".to_owned());
     let mut list = Listing { fs: &fs, args: &args, out: output::stdout(), json: Vec::new() };
     let start = fs.lookup(&path).await?;
@@ -215,7 +202,7 @@ fn described(path: &Path, id: InodeId, inode: &Inode, target: Option<&[u8]>) -> 
 }
 
 async fn stat(rt: &Rt, args: FsStat) -> anyhow::Result<Outcome> {
-    let (fs, path) = open(rt, &args.at, &args.stack, true).await?;
+    let (fs, path) = open(rt, &args.at, &args.source, true).await?;
     let Some(path) = path else { return stat_fs(&fs, args.json) };
     let id = fs.lookup(&path).await?;
     let inode = fs.inode(id).await?;
