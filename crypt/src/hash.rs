@@ -2,8 +2,10 @@
 
 use hmac::digest::Digest;
 use hmac::{Hmac, KeyInit, Mac};
+use ripemd::Ripemd160;
 use sha1::Sha1;
 use sha2::{Sha224, Sha256, Sha384, Sha512};
+use whirlpool::Whirlpool;
 
 /// A hash by name, as text from a header or a command line.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -13,6 +15,9 @@ pub enum Hash {
     Sha256,
     Sha384,
     Sha512,
+    /// The default of plain mappings before 2023.
+    Ripemd160,
+    Whirlpool,
 }
 
 /// Runs `$body` with `$D` being the type of the hash: the one place that lists the types.
@@ -39,6 +44,14 @@ macro_rules! with_hash {
                 type $D = Sha512;
                 $body
             }
+            Hash::Ripemd160 => {
+                type $D = Ripemd160;
+                $body
+            }
+            Hash::Whirlpool => {
+                type $D = Whirlpool;
+                $body
+            }
         }
     };
 }
@@ -52,6 +65,8 @@ impl Hash {
             "sha256" => Hash::Sha256,
             "sha384" => Hash::Sha384,
             "sha512" => Hash::Sha512,
+            "ripemd160" => Hash::Ripemd160,
+            "whirlpool" => Hash::Whirlpool,
             _ => return None,
         })
     }
@@ -64,6 +79,8 @@ impl Hash {
             Hash::Sha256 => "sha256",
             Hash::Sha384 => "sha384",
             Hash::Sha512 => "sha512",
+            Hash::Ripemd160 => "ripemd160",
+            Hash::Whirlpool => "whirlpool",
         }
     }
 
@@ -135,13 +152,19 @@ mod tests {
 
     #[test]
     fn names_round_trip_and_sizes_are_those_of_the_standard() {
-        for (name, size) in
-            [("sha1", 20), ("sha224", 28), ("sha256", 32), ("sha384", 48), ("sha512", 64)]
-        {
+        for (name, size) in [
+            ("sha1", 20),
+            ("sha224", 28),
+            ("sha256", 32),
+            ("sha384", 48),
+            ("sha512", 64),
+            ("ripemd160", 20),
+            ("whirlpool", 64),
+        ] {
             let h = Hash::named(name).unwrap();
             assert_eq!((h.name(), h.size()), (name, size));
         }
-        assert_eq!(Hash::named("whirlpool"), None);
+        assert_eq!(Hash::named("tiger"), None);
         assert_eq!(Hash::named("SHA256"), None);
     }
 

@@ -268,7 +268,7 @@ fn luks2_candidate(h: &Luks2, slot: u32) -> Result<Candidate, String> {
     }
     let area_cipher = CipherSpec::parse(&luks2.area_encryption).map_err(|e| e.to_string())?;
     area_cipher.check_supported().map_err(|e| e.to_string())?;
-    if !matches!(luks2.area_key_size, 32 | 64) {
+    if !usize::try_from(luks2.area_key_size).is_ok_and(|len| area_cipher.takes_key(len)) {
         return Err(format!("area key_size {} does not fit {area_cipher}", luks2.area_key_size));
     }
     let (digest, _) = h.metadata.digest_of(slot).ok_or("no digest")?;

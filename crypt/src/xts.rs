@@ -19,13 +19,15 @@ mod fused;
 #[cfg(not(target_arch = "x86_64"))]
 #[path = "xts/portable.rs"]
 mod fused;
+mod old;
 mod soft;
 
-use crate::cipher::{CipherSpec, IvMode};
+use crate::cipher::{Chain, CipherSpec, IvMode, essiv_hash};
 use crate::error::{Error, Result};
 use crate::key::Key;
 use aws::AwsLc;
 use fused::{Fused, Isa};
+use old::{Block, Old};
 use soft::Soft;
 
 /// Which code computes AES.
@@ -108,7 +110,7 @@ impl SectorSize {
 /// What a cipher needs to know besides its key.
 #[derive(Clone, Debug)]
 pub struct XtsParams {
-    /// The parsed cipher text; must be an XTS mode.
+    /// The parsed cipher text.
     pub spec: CipherSpec,
     /// Size of a data unit.
     pub sector_size: SectorSize,
@@ -133,10 +135,11 @@ impl XtsParams {
     }
 }
 
-/// An expanded XTS key: encrypts and decrypts whole encryption sectors.
+/// An expanded volume key: encrypts and decrypts whole encryption sectors. Named after what nearly every
+/// volume has; the modes and ciphers of old ones ([`old`]) stand behind the same methods.
 pub struct Xts {
     engine: Expanded,
-    iv: IvMode,
+    iv: IvSource,
     sector_size: SectorSize,
     large: bool,
 }
@@ -145,36 +148,39 @@ enum Expanded {
     Fused(Fused),
     AwsLc(AwsLc),
     Soft(Soft),
+    Old(Old),
 }
 
 impl std::fmt::Debug for Xts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Xts({:?}, {} bytes, {:?})", self.engine(), self.sector_size.0, self.iv)
+        write!(f, "Xts({:?}, {} bytes, {:?})", self.engine(), self.sector_size.0, self.iv.mode)
     }
 }
 
 impl Xts {
-    /// Expands a key. A wrong length, a weak key and a cipher that is not AES-XTS are errors.
+    /// Expands a key. A wrong length, a weak key and a cipher that is not implemented are errors.
     pub fn new(params: &XtsParams, key: &Key) -> Result<Xts> {
         params.spec.check_supported()?;
-        if !matches!(key.len(), 32 | 64) {
+        if !params.spec.takes_key(key.len()) {
+            let lengths =
+                if params.spec.chain == Chain::Xts { "256 or 512" } else { "128, 192 or 256" };
             return Err(Error::unsupported(format!(
-                "a key of {} bits for {}: AES-XTS takes 256 or 512",
+                "a key of {} bits for {}: it takes {lengths}",
                 key.len() * 8,
                 params.spec
             )));
         }
-        let weak = key.halves_equal() || key.is_zero();
+        let weak = (params.spec.chain == Chain::Xts && key.halves_equal()) || key.is_zero();
         if weak && !params.allow_weak_key {
             return Err(Error::refused(
                 22,
-                "the two halves of the XTS key are equal; allow a weak key to rescue the data",
+                "the key is zero, or the two halves of the XTS key are equal; allow a weak key to rescue the data",
             ));
         }
-        let engine = Expanded::new(params.engine, key, weak)?;
+        let engine = Expanded::new(params, key, weak)?;
         Ok(Xts {
             engine,
-            iv: params.spec.iv.clone(),
+            iv: IvSource::new(&params.spec, key)?,
             sector_size: params.sector_size,
             large: params.iv_large_sectors,
         })
@@ -185,7 +191,7 @@ impl Xts {
         match self.engine {
             Expanded::Fused(ref fused) => Engine::own(fused.isa()),
             Expanded::AwsLc(_) => Engine::AwsLc,
-            Expanded::Soft(_) => Engine::Soft,
+            Expanded::Soft(_) | Expanded::Old(_) => Engine::Soft,
         }
     }
 
@@ -223,7 +229,7 @@ impl Xts {
                 fused.encrypt_into(units, self.sector_size.bytes(), from, to);
             }
             Expanded::AwsLc(aws) => aws.encrypt_into(units, from, to),
-            Expanded::Soft(_) => {
+            Expanded::Soft(_) | Expanded::Old(_) => {
                 to.copy_from_slice(from);
                 self.encrypt(n, to);
             }
@@ -242,6 +248,11 @@ impl Xts {
                     soft.sector(encrypt, iv, unit);
                 }
             }
+            Expanded::Old(old) => {
+                for (iv, unit) in units.zip(data.chunks_exact_mut(size)) {
+                    old.sector(direction, iv, unit);
+                }
+            }
         }
     }
 
@@ -256,9 +267,16 @@ impl Xts {
 }
 
 impl Expanded {
-    /// Expands a key of 32 or 64 bytes for the engine that was asked for.
-    fn new(engine: Engine, key: &Key, weak: bool) -> Result<Expanded> {
+    /// Expands a key of a right length for the engine that was asked for.
+    fn new(params: &XtsParams, key: &Key, weak: bool) -> Result<Expanded> {
+        let engine = params.engine;
         let no = |why: &str| Err(Error::unsupported(format!("engine {}: {why}", engine.name())));
+        if params.spec.chain != Chain::Xts || params.spec.cipher != "aes" {
+            return match engine {
+                Engine::Auto | Engine::Soft => Ok(Expanded::Old(Old::new(&params.spec, key)?)),
+                _ => no("it does AES-XTS only"),
+            };
+        }
         let soft = || Expanded::Soft(Soft::new(key).expect("the length was checked"));
         let fast = key.len() == 64 && !weak;
         match engine {
@@ -283,7 +301,7 @@ impl Expanded {
 
 /// Endless run of IVs, one per data unit. Sector numbers wrap, as the kernel's do.
 struct Units<'a> {
-    iv: &'a IvMode,
+    iv: &'a IvSource,
     next: u64,
     step: u64,
     size: usize,
@@ -294,9 +312,42 @@ impl Iterator for Units<'_> {
 
     #[inline]
     fn next(&mut self) -> Option<[u8; 16]> {
-        let iv = self.iv.block(self.next);
+        let iv = self.iv.get(self.next, self.size);
         self.next = self.next.wrapping_add(self.step);
-        Some(iv.expect("an IV mode without a plain block was refused when the key was expanded"))
+        Some(iv)
+    }
+}
+
+/// What makes an IV from a sector's number.
+struct IvSource {
+    mode: IvMode,
+    /// Encrypts the number, in the modes that do that.
+    cipher: Option<Box<dyn Block>>,
+}
+
+impl IvSource {
+    fn new(spec: &CipherSpec, key: &Key) -> Result<IvSource> {
+        let cipher = match &spec.iv {
+            IvMode::Essiv(name) => {
+                let (hash, len) = essiv_hash(name).expect("looked at by `check_supported`");
+                let mut digest = hash.digest(&[key.bytes()]);
+                let salt = Key::copy_from(&digest[..len]);
+                zeroize::Zeroize::zeroize(&mut digest[..]);
+                Some(old::block(&spec.cipher, salt.bytes())?)
+            }
+            IvMode::Eboiv => Some(old::block(&spec.cipher, key.bytes())?),
+            _ => None,
+        };
+        Ok(IvSource { mode: spec.iv.clone(), cipher })
+    }
+
+    #[inline]
+    fn get(&self, n: u64, sector_size: usize) -> [u8; 16] {
+        let mut iv = self.mode.block(n, sector_size);
+        if let Some(cipher) = &self.cipher {
+            cipher.encrypt(&mut iv);
+        }
+        iv
     }
 }
 

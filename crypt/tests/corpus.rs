@@ -143,33 +143,25 @@ fn damaged_luks1_headers_are_refused_by_their_check() {
 }
 
 #[test]
-fn volumes_open_with_their_secret_or_name_what_is_missing() {
+fn volumes_open_with_their_secret() {
     let Some(corpus) = corpus() else { return };
     let image = |name: &str| unpack(&corpus.join(format!("images/{name}.xz")));
     let keyfile = std::fs::read(corpus.join("images/luks1-images_keyfile1")).expect("key file");
 
-    for (name, cipher) in [
-        ("luks1_aes-cbc-essiv-sha256-sha1", Some("CBC")),
-        ("luks1_aes-xts-essiv-wp256-whirlpool", Some("whirlpool")),
-        ("luks1_serpent-xts-plain64-sha1", Some("serpent")),
-        ("luks1_serpent-xts-plain64-whirlpool", Some("whirlpool")),
-        ("luks1_twofish-xts-plain64-sha256", Some("twofish")),
-        ("luks1_aes-xts-plain64-sha256", None),
+    for name in [
+        "luks1_aes-cbc-essiv-sha256-sha1",
+        "luks1_aes-xts-essiv-wp256-whirlpool",
+        "luks1_serpent-xts-plain64-sha1",
+        "luks1_serpent-xts-plain64-whirlpool",
+        "luks1_twofish-xts-plain64-sha256",
+        "luks1_aes-xts-plain64-sha256",
     ] {
         let image = image(&format!("luks1-images_{name}.img"));
-        match (tested(&image, &keyfile), cipher) {
-            (Ok(_), None) => {}
-            (Err(Error::WrongKey { skipped }), Some(word)) => {
-                assert!(skipped.iter().any(|s| s.why.contains(word)), "{name}: {skipped:?}");
-            }
-            (other, _) => panic!("{name}: {other:?}"),
-        }
+        tested(&image, &keyfile).unwrap_or_else(|e| panic!("{name}: {e}"));
     }
 
     for name in ["compatimage.img", "compatimage2.img"] {
-        let refused = tested(&image(name), b"compatkey");
-        let Err(Error::WrongKey { skipped }) = refused else { panic!("{name}: {refused:?}") };
-        assert!(skipped.iter().all(|s| s.why.contains("CBC")), "{name}: {skipped:?}");
+        tested(&image(name), b"compatkey").unwrap_or_else(|e| panic!("{name}: {e}"));
     }
 
     for size in [16, 64, 256, 1024, 4096] {

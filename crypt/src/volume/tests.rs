@@ -89,7 +89,7 @@ fn what_we_do_not_do_is_named() {
         assert!(matches!(&e, Error::Unsupported(t) if t.contains(word)), "{e}");
     };
     unsupported(&|v| v["config"]["requirements"] = json!({"mandatory": ["future"]}), "future");
-    unsupported(&|v| v["segments"]["0"]["encryption"] = json!("twofish-xts-plain64"), "twofish");
+    unsupported(&|v| v["segments"]["0"]["encryption"] = json!("cast5-xts-plain64"), "cast5");
     unsupported(
         &|v| {
             v["segments"]["0"]["integrity"] = json!({"type": "hmac(sha256)",
