@@ -6,6 +6,8 @@
 
 pub(crate) mod fields;
 pub(crate) mod foreign;
+#[cfg(test)]
+mod generators;
 pub(crate) mod json;
 pub(crate) mod luks1;
 pub(crate) mod luks2;

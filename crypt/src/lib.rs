@@ -131,8 +131,9 @@ pub use keyfile::{
 };
 pub use manage::{
     Backup, Changed, Damage, Draft, MetadataEditor, NewKey, PERSISTENT_FLAGS, Proof, Protection,
-    Settings, add_key, add_unbound_key, backup, before_repair, change_key, configure, damage,
-    erase, import_token, kill_slot, remove_key, remove_token, repair, set_uuid,
+    Settings, add_key, add_unbound_key, backup, before_repair, can_convert, change_key, configure,
+    convert_to_luks1, convert_to_luks2, damage, erase, import_token, kill_slot, remove_key,
+    remove_token, repair, set_uuid,
 };
 pub use plain::PlainSpec;
 pub use unlock::{

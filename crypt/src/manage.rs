@@ -2,6 +2,7 @@
 
 mod area;
 mod backup;
+mod convert;
 mod editor;
 mod keys;
 mod luks1;
@@ -12,6 +13,7 @@ pub(crate) mod tree;
 
 pub use area::Protection;
 pub use backup::{Backup, backup};
+pub use convert::{can_convert, convert_to_luks1, convert_to_luks2};
 pub use editor::{Draft, MetadataEditor};
 pub use keys::{
     Changed, NewKey, Proof, add_key, add_unbound_key, change_key, erase, kill_slot, remove_key,

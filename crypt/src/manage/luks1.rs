@@ -45,6 +45,21 @@ impl<D: BlockDevice> Luks1Editor<D> {
         self.put(slot, empty).await
     }
 
+    /// Lets two slots exchange their areas, in the one write of the sector that both lie in.
+    pub(super) async fn swap_areas(&mut self, one: usize, two: usize) -> Result<()> {
+        let in_first = |slot: usize| slot_at(slot + 1) <= SECTOR;
+        assert!(in_first(one), "slots that cross into the second sector are not swapped");
+        assert!(in_first(two), "slots that cross into the second sector are not swapped");
+        let slots = &self.header.slots;
+        let mut bytes = self.bytes.clone();
+        for (slot, area) in [(one, two), (two, one)] {
+            let material_offset = slots[area].material_offset;
+            let raw = Luks1Slot { material_offset, ..slots[slot].clone() }.encode();
+            bytes[slot_at(slot)..slot_at(slot + 1)].copy_from_slice(raw.as_bytes());
+        }
+        self.store(bytes).await
+    }
+
     pub(super) async fn set_uuid(&mut self, uuid: uuid::Uuid) -> Result<()> {
         let (at, room) = UUID_AT;
         let text = uuid.to_string();

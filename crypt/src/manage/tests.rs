@@ -1,5 +1,6 @@
 //! Key management over a device that is cut at every sector (C22, C23).
 
+mod convert;
 mod headers;
 
 use super::*;
