@@ -7,6 +7,7 @@ pub mod args;
 mod cmd;
 mod config;
 pub mod failure;
+mod harden;
 mod live;
 mod secret;
 mod signature;
@@ -14,3 +15,4 @@ mod size;
 mod stack;
 
 pub use cmd::run;
+pub use harden::no_dumps;

@@ -4,6 +4,7 @@ use varve::args::Cli;
 use varve::failure;
 
 fn main() -> ExitCode {
+    varve::no_dumps();
     let cli = Cli::parse();
     match varve::run(cli) {
         Ok(outcome) => outcome.into(),

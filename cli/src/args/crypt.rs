@@ -33,6 +33,8 @@ pub enum CryptVerb {
     HeaderBackup(CryptHeaderBackup),
     /// Put a saved header back
     HeaderRestore(CryptHeaderRestore),
+    /// Make a LUKS1 volume LUKS2, or the reverse, in place
+    Convert(CryptConvert),
     /// Make a damaged or stale copy of the header whole again
     Repair(CryptRepair),
     /// Print the UUID, or set another

@@ -49,6 +49,23 @@ pub struct CryptHeaderRestore {
 }
 
 #[derive(Args, Debug)]
+pub struct CryptConvert {
+    /// A file or device, in place of a stack
+    pub image: Option<PathBuf>,
+    #[command(flatten)]
+    pub stack: StackArgs,
+    /// The format that it becomes
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub to: super::LuksType,
+    /// Save the header that is there now to this file first
+    #[arg(long, value_name = "FILE")]
+    pub save_old: PathBuf,
+    /// Do not ask
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Args, Debug)]
 pub struct CryptRepair {
     /// A file or device, in place of a stack
     pub image: Option<PathBuf>,

@@ -2,8 +2,8 @@
 
 use super::target::Target;
 use crate::args::{
-    CryptConfigure, CryptHeaderBackup, CryptHeaderRestore, CryptIsLuks, CryptRepair, CryptUuid,
-    HeaderCopyArg, LuksType, PriorityArg,
+    CryptConfigure, CryptConvert, CryptHeaderBackup, CryptHeaderRestore, CryptIsLuks, CryptRepair,
+    CryptUuid, HeaderCopyArg, LuksType, PriorityArg,
 };
 use crate::cmd::output;
 use crate::failure::{Outcome, usage};
@@ -103,15 +103,48 @@ async fn restore_to(
         secret::confirm(&question, "--force does it without asking")?;
     }
     if let Some(path) = &args.save_old {
-        let len = present.is_some();
-        let old = match len {
-            true => varve_crypt::backup(device, None).await?.0,
-            false => varve_crypt::before_repair(device).await?,
+        let old = match present {
+            Some(_) => varve_crypt::backup(device, None).await?.0,
+            None => varve_crypt::before_repair(device).await?,
         };
         save(path, &old)?;
     }
     backup.restore(device).await?;
     Ok(())
+}
+
+pub(super) async fn convert(rt: &Rt, args: CryptConvert) -> anyhow::Result<Outcome> {
+    let target = Target::to_change(rt, &args.stack, args.image.as_deref()).await?;
+    let done = async {
+        let device = &target.device;
+        let dev = device.geometry().dev;
+        let header = Header::read(device, None).await?;
+        let to = match args.to {
+            LuksType::Luks1 => 1,
+            LuksType::Luks2 => 2,
+        };
+        if header.version() == to {
+            bail!("{dev} is LUKS{to} already");
+        }
+        varve_crypt::can_convert(device).await?;
+        if !args.force {
+            let question =
+                format!("The header of {dev} will become LUKS{to}; its data stays as it is.");
+            secret::confirm(&question, "--force does it without asking")?;
+        }
+        save(&args.save_old, &varve_crypt::backup(device, None).await?.0)?;
+        match args.to {
+            LuksType::Luks1 => varve_crypt::convert_to_luks1(device).await?,
+            LuksType::Luks2 => varve_crypt::convert_to_luks2(device).await?,
+        }
+        anyhow::Ok(format!("{dev} is LUKS{to} now"))
+    }
+    .await;
+    let said = target.close(done).await?;
+    let mut out = output::stdout();
+    writeln!(out, "{said}")?;
+    out.flush()?;
+    Ok(Outcome::Fine)
 }
 
 pub(super) async fn repair(rt: &Rt, args: CryptRepair) -> anyhow::Result<Outcome> {

@@ -47,8 +47,8 @@ async fn add_to(rt: &Rt, target: &Target, args: &CryptAddKey) -> anyhow::Result<
             Proof::VolumeKey(stack::read_key(&source)?)
         }
     };
-    if let Proof::Secret(secret) = &proof {
-        // Before a new one is asked for.
+    if let (Proof::Secret(secret), true) = (&proof, asks(&args.new)) {
+        // Before somebody types a new one in vain.
         varve_crypt::test(rt, device, &options, secret).await?;
     }
     let new = new_key(&args.new, &args.pbkdf, version)?;
@@ -60,7 +60,9 @@ pub(super) async fn change(rt: &Rt, args: CryptChangeKey) -> anyhow::Result<Outc
     let done = async {
         let (old, options) = (target.secret()?, target.options());
         let version = version_of(&target).await?;
-        varve_crypt::test(rt, &target.device, &options, &old).await?;
+        if asks(&args.new) {
+            varve_crypt::test(rt, &target.device, &options, &old).await?;
+        }
         let new = new_key(&args.new, &args.pbkdf, version)?;
         anyhow::Ok(varve_crypt::change_key(rt, &target.device, &options, &old, &new).await?)
     }
@@ -148,6 +150,13 @@ async fn version_of(target: &Target) -> anyhow::Result<LuksVersion> {
         Header::Luks1(_) => LuksVersion::Luks1,
         Header::Luks2(_) => LuksVersion::Luks2,
     })
+}
+
+/// The new secret will be asked for on the terminal.
+fn asks(new: &NewKeyArgs) -> bool {
+    new.new_key_file.is_none()
+        && new.new_passphrase_file.is_none()
+        && new.new_passphrase_fd.is_none()
 }
 
 fn new_key(args: &NewKeyArgs, pbkdf: &PbkdfArgs, version: LuksVersion) -> anyhow::Result<NewKey> {

@@ -37,6 +37,7 @@ pub(crate) async fn run(rt: &Rt, verb: CryptVerb) -> anyhow::Result<Outcome> {
         CryptVerb::Erase(args) => keys::erase(rt, args).await,
         CryptVerb::HeaderBackup(args) => header::backup(rt, args).await,
         CryptVerb::HeaderRestore(args) => header::restore(rt, args).await,
+        CryptVerb::Convert(args) => header::convert(rt, args).await,
         CryptVerb::Repair(args) => header::repair(rt, args).await,
         CryptVerb::Uuid(args) => header::uuid(rt, args).await,
         CryptVerb::IsLuks(args) => header::is_luks(rt, args).await,
