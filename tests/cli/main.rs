@@ -5,6 +5,7 @@ mod bad_images;
 mod bad_input;
 mod looking;
 mod media;
+mod memory;
 mod refusals;
 mod signals;
 

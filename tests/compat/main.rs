@@ -7,6 +7,7 @@ mod cryptsetup;
 mod fio;
 mod golden;
 mod kernel_fs;
+mod keys;
 mod model;
 mod nbd_tools;
 mod qemu_tools;
