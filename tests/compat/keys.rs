@@ -276,12 +276,8 @@ fn converted_volumes_open_with_both_programs_and_can_be_managed_on() {
         cryptsetup(dir, &format!("luksAddKey -q {COST} --key-file second disk.img third")).ok();
         cryptsetup(dir, "luksKillSlot -q --key-file third disk.img 0").ok();
         opens(dir, "", &["second", "third"], &["first"]);
-        // Back again: by the reference, where its own way of placing areas has the room.
-        if from == "luks2" {
-            cryptsetup(dir, "convert -q --type luks2 disk.img").ok();
-        } else {
-            varve(dir, "crypt convert disk.img --to luks1 --save-old between --force").ok();
-        }
+        // Back again by ourselves: the reference wants areas where its own conversion puts them.
+        varve(dir, &format!("crypt convert disk.img --to {from} --save-old between --force")).ok();
         opens(dir, "", &["second", "third"], &["first"]);
         varve(dir, "crypt header-restore disk.img --file old --force").ok();
         opens(dir, "", &["first", "second"], &["third"]);
