@@ -14,9 +14,12 @@ pub struct FsExport {
     /// Export this subvolume, by its number or path. Default: the one that a mount shows
     #[arg(long, value_name = "ID|PATH")]
     pub subvolume: Option<String>,
-    /// Export snapshots too; subvolumes always are
+    /// Export snapshots too, each as a folder of its own: the default
     #[arg(long)]
     pub snapshots: bool,
+    /// Leave out snapshots of what is exported anyhow; subvolumes never are
+    #[arg(long, conflicts_with = "snapshots")]
+    pub no_snapshots: bool,
     /// Only files whose path matches; * stops at no slash. May be given several times
     #[arg(long, value_name = "GLOB")]
     pub include: Vec<String>,

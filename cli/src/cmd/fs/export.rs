@@ -36,7 +36,8 @@ pub(super) async fn run(rt: &Rt, mut args: FsExport) -> anyhow::Result<Outcome> 
         tracing::error!(dev = %name, "{note}");
     }
     let options = Options {
-        snapshots: args.snapshots,
+        // All that a mount shows, unless it was said otherwise.
+        snapshots: !args.no_snapshots,
         overwrite: args.overwrite,
         dry_run: args.dry_run,
         filter,
@@ -145,7 +146,7 @@ fn print(report: &Report, dry_run: bool) -> anyhow::Result<()> {
         writeln!(out, "suspicious  {what}")?;
     }
     for path in &report.snapshots_left_out {
-        writeln!(out, "snapshot    {}: left out, --snapshots takes it", path.escape_ascii())?;
+        writeln!(out, "snapshot    {}: left out, as was asked", path.escape_ascii())?;
     }
     let verb = if dry_run { "would export" } else { "exported" };
     write!(
