@@ -30,10 +30,13 @@ pub struct OpenOptions {
 #[derive(Clone, Copy, Debug)]
 pub struct WritebackOptions {
     pub running: bool,
-    /// Dirty data above this share of the cache are written back at once.
+    /// Dirty data above this share of the cache are written back, at a rate that leaves clients most
+    /// of the devices. 0: everything, as fast as the devices allow.
     pub percent: u8,
     /// Rest after a full scan, and the time without requests after which the volume counts as idle.
     pub delay: Duration,
+    /// How long the writer rests between two looks while it has no reason to work.
+    pub look_again: Duration,
     /// Above this share of buckets in use, only synchronous writes stay in the cache.
     pub cutoff: u8,
     /// Above this one, none.
@@ -60,6 +63,7 @@ impl Default for WritebackOptions {
             running: true,
             percent: 10,
             delay: Duration::from_secs(30),
+            look_again: Duration::from_secs(1),
             cutoff: 40,
             cutoff_sync: 70,
         }

@@ -155,7 +155,9 @@ impl<S: BlockDevice, B: BlockDevice> Volume<S, B> {
         if self.state() == BackingState::Dirty {
             return Ok(());
         }
-        self.write_super(|sb| sb.set_state(BackingState::Dirty)).await
+        self.write_super(|sb| sb.set_state(BackingState::Dirty)).await?;
+        self.wake.notify_one();
+        Ok(())
     }
 
     /// W13, second half: says clean if nothing is dirty and nobody is about to make something so.
@@ -367,7 +369,11 @@ impl<S: BlockDevice, B: BlockDevice> DirtyWriter<S, B> {
 impl<S: BlockDevice, B: BlockDevice> Drop for DirtyWriter<S, B> {
     fn drop(&mut self) {
         self.0.dirty_writers.set(self.0.dirty_writers.get() - 1);
-        self.0.wake.notify_one();
+        // A drain may be waiting to call the volume clean. Otherwise the background writer looks by
+        // itself; waking it for every write would cost as much as the write's place in the index.
+        if self.0.drain.get() > 0 {
+            self.0.wake.notify_one();
+        }
     }
 }
 

@@ -9,8 +9,10 @@
 //! ```
 //!
 //! It works when there is more dirty data than wanted, when nobody uses the volume, and when somebody
-//! asks for all of it to be written. An extent that one of the devices will not move is set aside and
-//! reported; the rest goes on.
+//! asks for all of it to be written. In the first case clients come first, and it keeps to a [`rate`].
+//! An extent that one of the devices will not move is set aside and reported; the rest goes on.
+
+mod rate;
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -24,6 +26,7 @@ use crate::btree::usable_leaf;
 use crate::format::{BackingState, Key, Pos};
 use crate::read::Hit;
 use crate::volume::Volume;
+use rate::{Load, Rate};
 
 /// Keys moved between two flushes of the backing device.
 const BATCH_KEYS: usize = 64;
@@ -31,8 +34,8 @@ const BATCH_KEYS: usize = 64;
 const BATCH_SECTORS: u64 = 8192;
 /// Tries before an extent is set aside.
 const TRIES_MAX: u32 = 3;
-/// How long the writer rests between two looks while it has no reason to work.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How long a pause between two batches may go on before the reason for it is looked at again.
+const PAUSE_MAX: Duration = Duration::from_millis(100);
 
 /// Extents that could not be moved, by start.
 #[derive(Default)]
@@ -79,22 +82,48 @@ impl Quarantine {
     }
 }
 
+/// Why the writer works. Only one reason is no hurry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Reason {
+    AskedTo,
+    /// The operator wants no dirty data that could be moved.
+    Unlimited,
+    TooManyBuckets,
+    Idle,
+    MoreThanWanted,
+}
+
 impl<S: BlockDevice, B: BlockDevice> Volume<S, B> {
     /// The writer's task, until the set stops.
     pub(crate) async fn writeback_task(self: Rc<Self>) {
         let mut from = 0;
+        let mut rate = Rate::new(self.set.rt.now());
         while self.set.health.running() && !self.uncached.get() {
-            let work = match self.reason_to_work() {
-                Some(_) => self.write_back_batch(&mut from).await,
-                None => Ok(0),
+            let most = match self.reason_to_work() {
+                None => 0,
+                Some(Reason::MoreThanWanted) => {
+                    let now = self.set.rt.now();
+                    rate.update(now, &self.load());
+                    let delay = rate.delay(now);
+                    if !delay.is_zero() {
+                        self.pause(delay.min(PAUSE_MAX)).await;
+                        continue;
+                    }
+                    rate.batch_sectors().min(BATCH_SECTORS)
+                }
+                Some(_) => BATCH_SECTORS,
+            };
+            let work = match most {
+                0 => Ok(0),
+                most => self.write_back_batch(&mut from, most).await,
             };
             match work {
                 Ok(0) => self.rest().await,
-                Ok(_) => {}
+                Ok(sectors) => rate.moved(self.set.rt.now(), sectors),
                 Err(e) => {
                     tracing::warn!(dev = %e.dev, error = %e, "writeback failed, trying again later");
                     self.finish_drain();
-                    self.sleep(LOOK_AGAIN).await;
+                    self.sleep(self.options.look_again).await;
                 }
             }
         }
@@ -113,8 +142,13 @@ impl<S: BlockDevice, B: BlockDevice> Volume<S, B> {
         if self.dirty_sectors() == 0 && self.state() != BackingState::Dirty {
             self.wake.notified().await;
         } else {
-            self.sleep(LOOK_AGAIN).await;
+            self.sleep(self.options.look_again).await;
         }
+    }
+
+    /// Lets clients have the devices for a while.
+    async fn pause(&self, d: Duration) {
+        select(self.set.rt.sleep(d), self.set.health.changed.notified()).await;
     }
 
     async fn sleep(&self, d: Duration) {
@@ -127,30 +161,47 @@ impl<S: BlockDevice, B: BlockDevice> Volume<S, B> {
     }
 
     /// Why the writer should work now.
-    fn reason_to_work(&self) -> Option<&'static str> {
+    fn reason_to_work(&self) -> Option<Reason> {
         if self.drain.get() > 0 {
-            return Some("asked to");
+            return Some(Reason::AskedTo);
         }
         if !self.options.running || self.state() != BackingState::Dirty {
             return None;
         }
-        let limit = self.set.layout.sectors() / 100 * u64::from(self.options.percent);
-        if self.dirty_sectors() > limit {
-            return Some("more than wanted");
-        }
         // Few dirty sectors in many buckets stop the cache as well.
         if self.set.buckets.borrow().in_use_percent() > self.options.cutoff {
-            return Some("too many buckets in use");
+            return Some(Reason::TooManyBuckets);
         }
-        let idle = self.set.rt.now() - self.last_request.get() >= self.options.delay;
-        idle.then_some("idle")
+        if self.set.rt.now() - self.last_request.get() >= self.options.delay {
+            return Some(Reason::Idle);
+        }
+        let above = self.dirty_sectors() > self.target_sectors();
+        match self.options.percent {
+            0 if above => Some(Reason::Unlimited),
+            _ => above.then_some(Reason::MoreThanWanted),
+        }
+    }
+
+    fn target_sectors(&self) -> u64 {
+        self.set.layout.sectors() / 100 * u64::from(self.options.percent)
+    }
+
+    fn load(&self) -> Load {
+        let buckets = self.set.buckets.borrow();
+        Load {
+            dirty_sectors: self.dirty_sectors(),
+            target_sectors: self.target_sectors(),
+            in_use_percent: buckets.in_use_percent(),
+            buckets_in_use: buckets.in_use(),
+            bucket_sectors: self.set.layout.bucket_size.into(),
+        }
     }
 
     /// Moves one batch from `from` on, wrapping around once. Returns the sectors moved.
-    async fn write_back_batch(self: &Rc<Self>, from: &mut u64) -> Result<u64> {
-        let mut batch = self.scan(*from, Key::OFFSET_MAX).await?;
+    async fn write_back_batch(self: &Rc<Self>, from: &mut u64, most: u64) -> Result<u64> {
+        let mut batch = self.scan(*from, Key::OFFSET_MAX, most).await?;
         if batch.is_empty() && *from > 0 {
-            batch = self.scan(0, *from).await?;
+            batch = self.scan(0, *from, most).await?;
         }
         let Some(last) = batch.last() else {
             *from = 0;
@@ -184,8 +235,9 @@ impl<S: BlockDevice, B: BlockDevice> Volume<S, B> {
         }
     }
 
-    /// Dirty keys of the volume that start in `[from, to)`, as many as a batch takes.
-    async fn scan(&self, from: u64, to: u64) -> Result<Vec<Key>> {
+    /// Dirty keys of the volume that start in `[from, to)`, as many as a batch of `most` sectors takes,
+    /// and at least one.
+    async fn scan(&self, from: u64, to: u64, most: u64) -> Result<Vec<Key>> {
         let mut batch: Vec<Key> = Vec::new();
         let mut sectors = 0;
         let mut pos = Pos::new(self.inode, from);
@@ -203,7 +255,7 @@ impl<S: BlockDevice, B: BlockDevice> Volume<S, B> {
                     }
                     sectors += u64::from(key.size());
                     batch.push(key);
-                    if batch.len() == BATCH_KEYS || sectors >= BATCH_SECTORS {
+                    if batch.len() == BATCH_KEYS || sectors >= most {
                         return Ok(batch);
                     }
                 }

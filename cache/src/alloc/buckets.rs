@@ -457,9 +457,13 @@ impl Buckets {
 
     /// Percent of buckets that hold dirty data, metadata, or are being written.
     pub(crate) fn in_use_percent(&self) -> u8 {
-        let total = self.layout.nbuckets.max(1);
-        let used = (total - self.available.min(total)) * 100 / total;
-        u8::try_from(used).unwrap_or(100)
+        let percent = self.in_use() * 100 / self.layout.nbuckets.max(1);
+        u8::try_from(percent).unwrap_or(100)
+    }
+
+    /// How many those are.
+    pub(crate) fn in_use(&self) -> u64 {
+        self.layout.nbuckets.saturating_sub(self.available)
     }
 
     pub(crate) fn counts(&self) -> Counts {

@@ -33,7 +33,6 @@ impl<S: BlockDevice, B: BlockDevice> Volume<S, B> {
         self.insert_dirty(&pieces, how).await?;
         self.stats.borrow_mut().written_dirty += range.len.0;
         self.note_inserted(range.len.0);
-        self.wake.notify_one();
         Ok(Ok(view.into()))
     }
 
