@@ -72,6 +72,8 @@ mod journal;
 #[cfg(test)]
 mod live_tests;
 pub mod make;
+#[cfg(any(test, feature = "measure"))]
+pub mod measure;
 mod mode;
 pub mod open;
 mod read;
