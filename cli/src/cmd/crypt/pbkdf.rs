@@ -6,8 +6,11 @@ use std::time::Duration;
 use varve_crypt::{Argon2Kind, Cost, Hash, LuksVersion, Pbkdf, Protection};
 
 pub(super) fn protection(args: &PbkdfArgs, version: LuksVersion) -> anyhow::Result<Protection> {
-    let Some(hash) = Hash::named(&args.hash) else {
-        return usage(format!("--hash {:?} is not known: sha1, sha256 or sha512", args.hash));
+    // RIPEMD-160 and Whirlpool open old volumes; new ones do not get them.
+    let old = [Hash::Ripemd160, Hash::Whirlpool];
+    let Some(hash) = Hash::named(&args.hash).filter(|hash| !old.contains(hash)) else {
+        let known = "sha1, sha224, sha256, sha384 or sha512";
+        return usage(format!("--hash {:?} is not one for new keys: {known}", args.hash));
     };
     let pbkdf = match (args.pbkdf, version) {
         (Some(PbkdfArg::Pbkdf2), _) | (None, LuksVersion::Luks1) => Pbkdf::Pbkdf2(hash),
