@@ -49,7 +49,7 @@ impl Cached {
             writeback: WritebackOptions {
                 running: rt.prng().chance(3, 4),
                 delay: micros(5000),
-                look_again: micros(1000),
+                look_again: Duration::from_micros(500) + micros(1500),
                 // Mostly without a rate: a world is over before it would move much.
                 percent: if rt.prng().chance(1, 4) { 10 } else { 0 },
                 ..WritebackOptions::default()
