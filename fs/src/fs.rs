@@ -205,7 +205,7 @@ pub(crate) async fn root_of<D: BlockDevice>(
 }
 
 /// What this engine would misread is refused by name.
-fn features(sb: &Superblock) -> Result<()> {
+pub(crate) fn features(sb: &Superblock) -> Result<()> {
     let unknown = sb.incompat.difference(Incompat::READABLE);
     if !unknown.is_empty() {
         let message = format!("unsupported incompat features 0x{:x}", unknown.bits());
@@ -214,7 +214,7 @@ fn features(sb: &Superblock) -> Result<()> {
     Ok(())
 }
 
-fn note_state(sb: &Superblock, warnings: &mut Vec<String>) {
+pub(crate) fn note_state(sb: &Superblock, warnings: &mut Vec<String>) {
     let unknown = sb.compat_ro.difference(CompatRo::KNOWN);
     if !unknown.is_empty() {
         let bits = unknown.bits();
@@ -234,7 +234,10 @@ fn note_state(sb: &Superblock, warnings: &mut Vec<String>) {
 }
 
 /// From the few chunks in the superblock to all of them.
-async fn load_chunks<D: BlockDevice>(volume: &Volume<D>, warnings: &mut Vec<String>) -> Result<()> {
+pub(crate) async fn load_chunks<D: BlockDevice>(
+    volume: &Volume<D>,
+    warnings: &mut Vec<String>,
+) -> Result<()> {
     let system = volume.sb.sys_chunks().map_err(|w| Error::corrupt(w.to_string()))?;
     for (start, chunk) in system {
         volume.chunks().borrow_mut().insert(start, chunk)?;

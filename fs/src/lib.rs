@@ -56,6 +56,7 @@
 //! | `image`, `inspect` | metadata dumps; looking without believing |
 //! | [`export`] | files out of it, also where it is damaged |
 //! | [`send`] | a snapshot as a stream |
+//! | [`check`](mod@check) | every rule that spans blocks; finds, and never repairs |
 //! | `mkfs` | a new file system: a pure [`plan`], and its careful execution |
 //!
 //! # Example
@@ -77,6 +78,7 @@
 #![forbid(unsafe_code)]
 
 mod access;
+pub mod check;
 mod chunk;
 mod compress;
 pub mod csum;

@@ -5,6 +5,9 @@ mod send;
 
 pub use export::FsExport;
 pub use send::{FsSend, FsSendDump};
+mod check;
+
+pub use check::FsCheck;
 
 use super::StackArgs;
 use crate::size::Size;
@@ -13,6 +16,8 @@ use std::path::PathBuf;
 
 #[derive(Subcommand, Debug)]
 pub enum FsVerb {
+    /// Look for what is wrong with the structures (not quota, log, old space cache or data); nothing is written
+    Check(FsCheck),
     /// Make a btrfs file system; data on the device is lost
     Mkfs(FsMkfs),
     /// List a directory

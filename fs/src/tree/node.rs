@@ -3,6 +3,7 @@
 
 use crate::format::block::{self, Header, Pointer};
 use crate::format::key::Key;
+use crate::units::Logical;
 use crate::verify::{Expect, Rules, Verdict, expected, read_block};
 
 /// A block that has passed the tree checker.
@@ -48,6 +49,10 @@ impl TreeBlock {
     /// All of it, as it was read.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    pub(crate) fn bytenr(&self) -> Logical {
+        self.header.bytenr
     }
 
     pub fn level(&self) -> u8 {

@@ -1,5 +1,6 @@
 //! A disk that the kernel wrote, read whole and read damaged. Needs neither root nor tools.
 
+mod check;
 mod damage;
 mod devices;
 mod export;

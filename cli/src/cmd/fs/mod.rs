@@ -1,5 +1,6 @@
 //! `varve fs`: make a file system, and read one without a kernel.
 
+mod check;
 mod export;
 mod send;
 
@@ -27,6 +28,7 @@ const ENTRIES: usize = 512;
 
 pub(crate) async fn run(rt: &Rt, verb: FsVerb) -> anyhow::Result<Outcome> {
     match verb {
+        FsVerb::Check(args) => check::run(rt, args).await,
         FsVerb::Mkfs(args) => mkfs(rt, args).await,
         FsVerb::Ls(args) => ls(rt, args).await,
         FsVerb::Cat(args) => cat(rt, args).await,

@@ -1,0 +1,88 @@
+//! The offline checker: reads everything, writes nothing, and tells every problem with a stable code.
+//!
+//! # How
+//!
+//! Every tree is walked once from the left, blocks in the order of their addresses where they are read
+//! ahead. On the way each block passes the tree checker, each inode is judged as soon as its items
+//! have passed, and each reference to an extent is subtracted from what the extent tree claims:
+//!
+//! ```text
+//! extent tree: who refers to what ---- + ---> [sums by extent] <--- - ---- all trees: who really does
+//! DIR_ITEM, DIR_INDEX, INODE_REF  ---- + ---> [sums by name  ] <--- - ---- the same name elsewhere
+//! ```
+//!
+//! # Memory
+//!
+//! The sums are of fixed size. Only buckets that do not balance are collected, by another pass
+//! over the trees, 128 MiB of records at a time. Beside them stand two bits for each sector of
+//! metadata (64 MiB for a terabyte of it), sixteen bytes for every gap between allocated ranges,
+//! between checksummed ranges and between free ranges, 32 MiB of blocks and the roots.
+//!
+//! # What is an error
+//!
+//! What `btrfs check` counts as one, in either of its modes, as far as the phases here go: quota groups,
+//! the log tree, the old space cache and file data are not judged yet. Half-deleted snapshots, relocation trees,
+//! orphans, missing data of metadata dumps and a quota rescan under way are none. What is odd but
+//! harms nobody is a warning, and does not change the verdict.
+
+mod bitmap;
+mod devices;
+mod extents;
+mod files;
+mod finding;
+mod free_space;
+mod inode;
+mod names;
+mod open;
+mod paths;
+mod reader;
+mod refs;
+mod roots;
+mod run;
+mod runs;
+mod sums;
+mod unbalanced;
+mod walk;
+
+pub use finding::{Code, Counts, Finding, Severity};
+
+use crate::error::Result;
+use finding::Findings;
+use varve_block::BlockDevice;
+
+/// What to check, and whom to tell how far it is.
+#[derive(Default)]
+pub struct CheckOptions<'a> {
+    /// Read every copy of every tree block, where one good copy would do.
+    pub all_copies: bool,
+    /// Told of each phase, and the blocks read in it of those expected (0: unknown).
+    pub progress: Option<&'a dyn Fn(&'static str, u64, u64)>,
+}
+
+/// What a check found.
+#[derive(Clone, Debug)]
+pub struct Checked {
+    pub fsid: crate::format::Uuid,
+    pub findings: Vec<Finding>,
+    pub counts: Counts,
+    pub tree_blocks: u64,
+    pub inodes: u64,
+    pub bytes_used: u64,
+}
+
+impl Checked {
+    pub fn is_clean(&self) -> bool {
+        self.counts.errors == 0
+    }
+}
+
+/// Checks the file system on `devices`, which are only read.
+///
+/// # Errors
+/// When there is nothing to check: no superblock that can be believed, no chunks, no root tree.
+/// Everything else is a finding.
+pub async fn check<D: BlockDevice>(devices: Vec<D>, options: &CheckOptions<'_>) -> Result<Checked> {
+    let findings = Findings::default();
+    let volume = open::open(devices, &findings).await?;
+    run::run(&volume, &findings, options).await
+}
