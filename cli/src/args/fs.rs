@@ -1,9 +1,11 @@
 //! The words of `varve fs`.
 
 mod export;
+mod inspect;
 mod send;
 
 pub use export::FsExport;
+pub use inspect::*;
 pub use send::{FsSend, FsSendDump};
 mod check;
 
@@ -32,6 +34,19 @@ pub enum FsVerb {
     Send(FsSend),
     /// Print what a send stream says
     SendDump(FsSendDump),
+    /// Print every copy of the superblock
+    DumpSuper(FsDumpSuper),
+    /// Print trees, blocks and items
+    DumpTree(FsDumpTree),
+    /// Metadata dumps, in btrfs-image's format
+    #[command(subcommand)]
+    Image(FsImage),
+    /// The log of fsyncs since the last commit
+    #[command(subcommand)]
+    Log(FsLog),
+    /// Small repairs, each with a way back
+    #[command(subcommand)]
+    Rescue(FsRescue),
 }
 
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]

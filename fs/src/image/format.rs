@@ -87,7 +87,6 @@ impl Cluster {
     ///
     /// # Panics
     /// With more than 83 items.
-    #[cfg(test)]
     pub(crate) fn encode(&self, at: u64) -> Vec<u8> {
         assert!(self.items.len() <= ITEMS_MAX, "a cluster holds at most 83 items");
         let raw = RawHead {

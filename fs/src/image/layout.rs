@@ -14,6 +14,7 @@
 //! ```
 
 use super::container::Container;
+use super::raw::{repack, walk_blocks};
 use crate::chunk::ChunkMap;
 use crate::error::{Error, Result};
 use crate::format::block::{self, HEADER_SIZE, Header, ITEM_HEAD_SIZE, POINTER_SIZE};
@@ -23,7 +24,6 @@ use crate::format::root::Root;
 use crate::format::superblock::{
     RootPointer, SUPER_OFFSETS, SUPER_SIZE, SuperFlags, Superblock, copies_on,
 };
-use crate::inspect::raw::{repack, walk_blocks};
 use crate::tree::build::{TreeBlocks, seal};
 use crate::units::{Logical, to_usize};
 use crate::verify::{self, Rules};

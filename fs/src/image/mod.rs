@@ -29,13 +29,16 @@
 
 mod container;
 mod device;
+mod dump;
 mod format;
 mod layout;
+mod raw;
+mod sanitise;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use container::Container;
 pub use device::DumpDevice;
+pub use dump::{DumpOptions, DumpReport, dump};
 pub(crate) use format::MAGIC;
 
 use crate::error::Result;

@@ -4,6 +4,7 @@
 //! which and passes.
 
 mod export;
+mod inspect;
 mod kernel;
 mod mkfs;
 mod read;

@@ -1,8 +1,14 @@
 //! `varve fs`: make a file system, and read one without a kernel.
 
 mod check;
+mod dump_super;
+mod dump_tree;
 mod export;
+mod image;
+mod log;
+mod rescue;
 mod send;
+mod target;
 
 use crate::args::{FsLs, FsMkfs, FsPath, FsStat, FsVerb, MetadataProfile};
 use crate::cmd::{output, text};
@@ -36,6 +42,11 @@ pub(crate) async fn run(rt: &Rt, verb: FsVerb) -> anyhow::Result<Outcome> {
         FsVerb::Export(args) => export::run(rt, args).await,
         FsVerb::Send(args) => send::run(rt, args).await,
         FsVerb::SendDump(args) => send::dump(&args),
+        FsVerb::DumpSuper(args) => dump_super::run(rt, args).await,
+        FsVerb::DumpTree(args) => dump_tree::run(rt, args).await,
+        FsVerb::Image(verb) => image::run(rt, verb).await,
+        FsVerb::Log(verb) => log::run(rt, verb).await,
+        FsVerb::Rescue(verb) => rescue::run(rt, verb).await,
     }
 }
 

@@ -1,11 +1,11 @@
 //! Trees, walked without believing them: what is readable is shown, what is not is passed over. For
 //! tools whose work is not to judge.
 
+use super::container::Container;
 use crate::error::Result;
 use crate::format::block::{self, Header, MAX_LEVEL};
 use crate::format::key::Key;
 use crate::format::superblock::RootPointer;
-use crate::image::Container;
 use crate::tree::build::{self, NewItem, Stamp};
 use crate::units::Logical;
 use std::collections::BTreeSet;
