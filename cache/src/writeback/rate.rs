@@ -111,8 +111,8 @@ fn fragmentation(load: &Load) -> Option<i64> {
     }
     let above = |percent: u8| u64::from(in_use_percent - percent);
     let slope = match in_use_percent {
-        ..=57 => above(50),
-        ..=64 => 10 * above(57),
+        51..=57 => above(50),
+        58..=64 => 10 * above(57),
         _ => 1000 * above(64),
     };
     i64::try_from((dirty / buckets).saturating_mul(slope)).ok()
