@@ -32,7 +32,7 @@ pub(super) struct Fresh {
 impl Fresh {
     pub(super) fn create(path: &Path, force: bool) -> anyhow::Result<Fresh> {
         if !force && path.symlink_metadata().is_ok() {
-            bail!("{} is there already; --force overwrites it", path.display());
+            bail!("{} is there already, and would be overwritten", path.display());
         }
         if path.metadata().is_ok_and(|m| !m.is_file()) {
             bail!("{} is no regular file", path.display());
