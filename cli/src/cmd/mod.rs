@@ -13,6 +13,7 @@ mod up;
 use crate::args::{CacheVerb, Cli, FsVerb, Noun};
 use crate::failure::Outcome;
 use std::future::Future;
+use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 use varve_block::Rt;
 use varve_block::rt::{self, Config};
@@ -65,6 +66,7 @@ fn start_log(verbose: u8, quiet: bool) {
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .without_time()
         .try_init();
 }
