@@ -7,6 +7,7 @@
 use crate::error::{Error, Place, Result};
 use crate::format::chunk::{Chunk, Profile, STRIPE_LEN, Stripe};
 use crate::format::superblock::SUPER_OFFSETS;
+use crate::raid::Row;
 use crate::units::{Logical, Physical, to_usize};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -21,8 +22,17 @@ pub struct ChunkMap {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Piece {
     pub len: u64,
-    /// Mirror 1 first. RAID5 and RAID6 have one copy here; rebuilding from parity comes on top.
+    /// Mirror 1 first. RAID5 and RAID6 have one.
     pub copies: Vec<Physical>,
+    /// RAID5 and RAID6: what the bytes can be rebuilt from.
+    pub row: Option<Row>,
+}
+
+impl Piece {
+    /// How many ways there are to get the bytes: copies, and rebuilding from parity.
+    pub fn mirrors(&self) -> usize {
+        self.copies.len() + self.row.as_ref().map_or(0, Row::ways)
+    }
 }
 
 impl ChunkMap {
@@ -80,7 +90,8 @@ fn map_in(chunk: &Chunk, off: u64, len: u64) -> Option<Piece> {
     let (row, first, copies) = match profile {
         Profile::Single | Profile::Dup | Profile::Raid1 | Profile::Raid1c3 | Profile::Raid1c4 => {
             let copies: Option<Vec<_>> = chunk.stripes.iter().map(|s| place(s, off)).collect();
-            return Some(Piece { len: len.min(chunk.length - off), copies: copies? });
+            let len = len.min(chunk.length - off);
+            return Some(Piece { len, copies: copies?, row: None });
         }
         Profile::Raid0 => (nr / count, nr % count, 1),
         Profile::Raid10 => (nr / data, nr % data * 2, 2),
@@ -92,7 +103,17 @@ fn map_in(chunk: &Chunk, off: u64, len: u64) -> Option<Piece> {
     };
     let byte = row.checked_mul(STRIPE_LEN)?.checked_add(within)?;
     let copies: Option<Vec<_>> = (first..first + copies).map(|i| place(stripe(i)?, byte)).collect();
-    Some(Piece { len: len.min(STRIPE_LEN - within), copies: copies? })
+    let len = len.min(STRIPE_LEN - within);
+    let row = match profile.parity() {
+        0 => None,
+        parity => {
+            let column = |c: u64| place(stripe((c + row) % count)?, byte);
+            let columns: Option<Vec<_>> = (0..data).map(column).collect();
+            let q = if parity == 2 { Some(column(data + 1)?) } else { None };
+            Some(Row { data: columns?, p: column(data)?, q, wanted: to_usize(nr % data) })
+        }
+    };
+    Some(Piece { len, copies: copies?, row })
 }
 
 /// Logical ranges of a chunk that hold a superblock copy on one of its devices: whole stripes, never
@@ -178,6 +199,24 @@ mod tests {
         let chunk = chunk(Profile::Raid5, 3, 3);
         let dev = |nr| map_in(&chunk, nr * STRIPE_LEN, 1).unwrap().copies[0].devid;
         assert_eq!([0, 1, 2, 3, 4, 5].map(dev), [1, 2, 2, 3, 3, 1]);
+    }
+
+    #[test]
+    fn parity_follows_the_data_and_no_two_columns_share_a_device() {
+        let chunk = chunk(Profile::Raid6, 5, 7);
+        for nr in 0..chunk.length / STRIPE_LEN {
+            let piece = map_in(&chunk, nr * STRIPE_LEN + 4096, 1).unwrap();
+            let row = piece.row.clone().unwrap();
+            assert_eq!(row.data[row.wanted], piece.copies[0]);
+            assert_eq!(piece.mirrors(), 5, "itself, by P, by Q, and without each other column");
+            let places: Vec<_> = row.data.iter().copied().chain([row.p]).chain(row.q).collect();
+            assert!(places.iter().all(|place| place.byte == places[0].byte));
+            let devices: std::collections::BTreeSet<_> = places.iter().map(|p| p.devid).collect();
+            assert_eq!(devices.len(), 5);
+            let p = (3 + nr / 3) % 5 + 1;
+            assert_eq!(row.p.devid, p, "P stands behind the last column");
+            assert_eq!(row.q.unwrap().devid, p % 5 + 1, "and Q behind P");
+        }
     }
 
     #[test]

@@ -49,6 +49,7 @@
 //! | [`mod@format`] | the bytes: raw and parsed structures, nothing else |
 //! | [`verify`] | the tree checker: each rule once, in the kernel's words |
 //! | `chunk`, `volume` | addresses; devices, copies, retries |
+//! | `raid` | rebuilding from parity |
 //! | `tree` | blocks in memory, their cache, cursors, making new ones |
 //! | `supers` | superblocks, and the devices they gather |
 //! | `access` | trees and blocks for tools: cursors, raw copies, all faults of a block |
@@ -92,6 +93,7 @@ mod image;
 mod inode;
 pub mod inspect;
 mod mkfs;
+mod raid;
 pub mod send;
 mod subvol;
 mod supers;
@@ -108,6 +110,7 @@ pub use fs::{Fs, OpenOptions, Subvolume};
 pub use image::{DumpDevice, DumpOptions, DumpReport, dump, is_dump};
 pub use inode::InodeId;
 pub use mkfs::{Existing, Identity, MkfsOptions, Plan, Step, detect, mkfs, plan};
+pub use raid::Row;
 pub use subvol::SubvolumeInfo;
 pub use supers::{SuperCopy, super_copies};
 pub use tree::cursor::{Cursor, Item, Tree};

@@ -4,11 +4,12 @@
 //! A copy that cannot be read or does not check out is logged and the next one tried; only when all
 //! have failed does the caller hear of it, and then with what was wrong with the first.
 
-use crate::chunk::ChunkMap;
+use crate::chunk::{ChunkMap, Piece};
 use crate::csum::Found;
 use crate::error::{Error, ErrorKind, Place, Result};
 use crate::format::Uuid;
 use crate::format::superblock::{SUPER_SIZE, Superblock};
+use crate::raid::Rebuild;
 use crate::tree::cache::{BlockCache, Look};
 use crate::tree::node::TreeBlock;
 use crate::units::{Logical, Physical, to_usize};
@@ -124,9 +125,9 @@ impl<D: BlockDevice> Volume<D> {
         Err(first.unwrap_or_else(|| Error::corrupt("a chunk without copies")))
     }
 
-    /// How many copies there are of what lies at `at`.
+    /// How many ways there are to read what lies at `at`: copies, and rebuilding from parity.
     pub(crate) fn mirrors(&self, at: Logical) -> Result<usize> {
-        Ok(self.chunks.borrow().map(at, 1)?.copies.len())
+        Ok(self.chunks.borrow().map(at, 1)?.mirrors())
     }
 
     /// Fills `out` from one copy, across chunk and stripe borders.
@@ -140,15 +141,47 @@ impl<D: BlockDevice> Volume<D> {
         let mut rest = out;
         while !rest.is_empty() {
             let piece = self.chunks.borrow().map(at, rest.len() as u64)?;
-            let Some(place) = piece.copies.get(mirror - 1) else {
-                return Err(Error::corrupt(format!("logical {at} has no mirror {mirror}")));
-            };
             let len = to_usize(piece.len).min(rest.len());
             let (head, tail) = rest.split_at_mut(len);
-            self.read_device(*place, head).await?;
+            self.read_piece(at, &piece, mirror, head).await?;
             rest = tail;
             at = Logical(at.0 + len as u64);
         }
+        Ok(())
+    }
+
+    /// Fills `out`, which is no longer than the piece at `at`, from one copy or by rebuilding.
+    async fn read_piece(
+        &self,
+        at: Logical,
+        piece: &Piece,
+        mirror: usize,
+        out: &mut [u8],
+    ) -> Result<()> {
+        if let Some(place) = piece.copies.get(mirror.wrapping_sub(1)) {
+            return self.read_device(*place, out).await;
+        }
+        let way = mirror.checked_sub(1 + piece.copies.len());
+        let rebuilt = piece.row.as_ref().zip(way).and_then(|(row, n)| Some((row, row.way(n)?)));
+        let Some((row, lost)) = rebuilt else {
+            return Err(Error::corrupt(format!("logical {at} has no mirror {mirror}")));
+        };
+        let mut rebuild = Rebuild::new(row, lost, out.len());
+        for (column, place) in row.data.iter().enumerate() {
+            if rebuild.needs(column) {
+                self.read_device(*place, out).await?;
+                rebuild.data(column, out);
+            }
+        }
+        if rebuild.needs_p() {
+            self.read_device(row.p, out).await?;
+            rebuild.p(out);
+        }
+        if let Some(q) = row.q.filter(|_| rebuild.needs_q()) {
+            self.read_device(q, out).await?;
+            rebuild.q(out);
+        }
+        out.copy_from_slice(&rebuild.finish());
         Ok(())
     }
 
@@ -195,27 +228,58 @@ impl<D: BlockDevice> Volume<D> {
         sums: Option<&Sums>,
         whose: &Owner,
     ) -> Result<()> {
-        let sector = self.rules.sectorsize as usize;
-        let whole = self.read_mirror(at, 1, out).await;
-        for (n, bytes) in (0u64..).zip(out.chunks_mut(sector)) {
-            let from = n * sector as u64;
-            let wanted = sums.map(|sums| sums.at(n));
-            let failure = match &whole {
-                Ok(()) => match self.judge(bytes, wanted, whose, from, 1) {
-                    Ok(()) => continue,
-                    Err(error) => Some(error),
-                },
-                // The device failed somewhere in the range: ask for each sector by itself.
-                Err(_) => None,
-            };
+        let mut from = 0;
+        let mut rest = out;
+        while !rest.is_empty() {
             let here = Logical(at.0 + from);
-            let first = if failure.is_some() { 2 } else { 1 };
-            self.recover(here, bytes, wanted, whose, from, (first, failure)).await?;
+            let piece = self.chunks.borrow().map(here, rest.len() as u64)?;
+            let len = to_usize(piece.len).min(rest.len());
+            let (head, tail) = rest.split_at_mut(len);
+            self.read_data_piece(here, &piece, head, sums, (whose, from)).await?;
+            rest = tail;
+            from += len as u64;
         }
         Ok(())
     }
 
-    /// One sector, from the mirrors from `first` on.
+    /// The part of [`Volume::read_data`] that lies in one piece. `from` is its distance from the
+    /// first byte that `whose` and `sums` speak of.
+    async fn read_data_piece(
+        &self,
+        at: Logical,
+        piece: &Piece,
+        out: &mut [u8],
+        sums: Option<&Sums>,
+        (whose, from): (&Owner, u64),
+    ) -> Result<()> {
+        let sector = self.rules.sectorsize as usize;
+        // The first copy that can be read at all: with a device missing, rebuilding piece by piece
+        // is much cheaper than sector by sector.
+        let mut whole = None;
+        for mirror in 1..=piece.mirrors() {
+            if self.read_piece(at, piece, mirror, out).await.is_ok() {
+                whole = Some(mirror);
+                break;
+            }
+        }
+        for (n, bytes) in (0u64..).zip(out.chunks_mut(sector)) {
+            let off = n * sector as u64;
+            let wanted = sums.map(|sums| sums.at((from + off) / sector as u64));
+            let failure = match whole {
+                Some(mirror) => match self.judge(bytes, wanted, whose, from + off, mirror) {
+                    Ok(()) => continue,
+                    Err(error) => Some(error),
+                },
+                // The devices failed somewhere in the range: ask for each sector by itself.
+                None => None,
+            };
+            let here = Logical(at.0 + off);
+            self.recover(here, bytes, wanted, whose, from + off, (whole, failure)).await?;
+        }
+        Ok(())
+    }
+
+    /// One sector, from every mirror but the one that was tried.
     async fn recover(
         &self,
         at: Logical,
@@ -223,10 +287,13 @@ impl<D: BlockDevice> Volume<D> {
         wanted: Option<Option<&[u8]>>,
         whose: &Owner,
         from: u64,
-        (first, failure): (usize, Option<Error>),
+        (tried, failure): (Option<usize>, Option<Error>),
     ) -> Result<()> {
         let mut failure = failure;
-        for mirror in first..=self.mirrors(at)? {
+        for mirror in 1..=self.mirrors(at)? {
+            if tried == Some(mirror) {
+                continue;
+            }
             let read = self.read_mirror(at, mirror, bytes).await;
             let verdict = match read {
                 Ok(()) => self.judge(bytes, wanted, whose, from, mirror),

@@ -61,27 +61,43 @@ pub(crate) fn shell(dir: &Path, script: &str) -> String {
     run("bash", ["-c", &script])
 }
 
-/// A mounted image.
+/// A mounted file system.
 pub(crate) struct Mount {
     dir: PathBuf,
-    device: String,
+    devices: Vec<String>,
 }
 
 impl Mount {
     #[track_caller]
     pub(crate) fn new(image: &Path, options: &str) -> Mount {
-        let mut losetup = vec![OsStr::new("-f"), OsStr::new("--show")];
-        if options.split(',').any(|option| option == "ro") {
-            losetup.push(OsStr::new("-r"));
-        }
-        losetup.push(image.as_os_str());
-        let device = run("losetup", losetup).trim().to_string();
-        let dir = image.with_extension("mnt");
+        Mount::several(&[image], options)
+    }
+
+    /// Over several devices, of which the first names the mount point.
+    #[track_caller]
+    pub(crate) fn several(images: &[impl AsRef<Path>], options: &str) -> Mount {
+        let read_only = options.split(',').any(|option| option == "ro");
+        let attach = |image: &Path| {
+            let mut losetup = vec![OsStr::new("-f"), OsStr::new("--show")];
+            if read_only {
+                losetup.push(OsStr::new("-r"));
+            }
+            losetup.push(image.as_os_str());
+            run("losetup", losetup).trim().to_string()
+        };
+        let devices: Vec<_> = images.iter().map(|image| attach(image.as_ref())).collect();
+        let dir = images[0].as_ref().with_extension("mnt");
         std::fs::create_dir_all(&dir).expect("a mount point");
-        let mount = Mount { dir, device };
-        let options = format!("{options},noatime");
-        let options = options.trim_start_matches(',');
-        run("mount", ["-t", "btrfs", "-o", options, &mount.device, &mount.dir.to_string_lossy()]);
+        let mount = Mount { dir, devices };
+        let more = mount.devices.iter().skip(1).map(|device| format!("device={device}"));
+        let options: Vec<_> = [options.to_string()]
+            .into_iter()
+            .filter(|option| !option.is_empty())
+            .chain(["noatime".to_string()])
+            .chain(more)
+            .collect();
+        let (first, dir) = (&*mount.devices[0], &*mount.dir.to_string_lossy());
+        run("mount", ["-t", "btrfs", "-o", &options.join(","), first, dir]);
         mount
     }
 
@@ -93,7 +109,9 @@ impl Mount {
 impl Drop for Mount {
     fn drop(&mut self) {
         let _ = try_run("umount", [&self.dir]);
-        let _ = try_run("losetup", ["-d", &self.device]);
+        for device in &self.devices {
+            let _ = try_run("losetup", ["-d", device]);
+        }
     }
 }
 

@@ -7,6 +7,7 @@ mod export;
 mod inspect;
 mod kernel;
 mod mkfs;
+mod raid;
 mod read;
 mod send;
 mod walk;
