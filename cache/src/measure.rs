@@ -7,6 +7,8 @@ use crate::format::{Key, Layout, NodeFrame, PageModel, Pos, Ptr, SetMagic};
 
 /// What a leaf holds in the default layout, in 4 KiB extents.
 const BLOCK_SECTORS: u64 = 8;
+/// A prime that is larger than any leaf: steps of it visit every block once, in no order.
+const STRIDE: u64 = 4099;
 /// The open set is sealed when it is about to outgrow a page, as while serving.
 const OPEN_BYTES_MAX: usize = 4096 - 48;
 
@@ -35,11 +37,9 @@ impl Leaf {
         let key = Key::node(Pos::MAX, 512, Ptr::new(1024, 0));
         let frame = NodeFrame::new(key, 0, SetMagic::of(uuid::Uuid::from_u128(7)), &layout);
         let mut leaf = Leaf { node: Node::fresh(frame, 1, Guards::all()), layout };
-        // A multiplier without a common factor visits every block once.
-        let stride = (extents * 5 / 8) | 1;
         let mut at = 0;
         for n in 0..extents {
-            at = (at + stride) % extents;
+            at = (at + STRIDE) % extents;
             leaf.insert(at, n)?;
         }
         Ok(leaf)

@@ -134,7 +134,8 @@ mod tests {
         assert!(read(&short).is_err());
         assert_eq!(read(&SecretSource::PassphraseFile(path)).unwrap().bytes(), b"secret");
         assert!(read(&SecretSource::PassphraseFd(987)).is_err());
-        let typed = SecretSource::KeyFile { path: "/nowhere".into(), offset: 0, size: None };
-        assert!(read_new(&typed).unwrap_err().to_string().contains("/nowhere"));
+        let absent = dir.path().join("absent");
+        let typed = SecretSource::KeyFile { path: absent, offset: 0, size: None };
+        assert!(read_new(&typed).unwrap_err().to_string().contains("absent"));
     }
 }
