@@ -78,6 +78,18 @@ impl ExtentMap {
         }
     }
 
+    /// Removes what is clean of `[start, end)`: the backing device has it too.
+    pub(crate) fn cut_clean(&mut self, inode: u32, start: u64, end: u64) {
+        let clean: Vec<(u64, u64)> = self
+            .range(inode, start, end)
+            .filter(|mapped| !mapped.dirty)
+            .map(|mapped| (mapped.start.max(start), mapped.end.min(end)))
+            .collect();
+        for (start, end) in clean {
+            self.cut(inode, start, end);
+        }
+    }
+
     /// The extent that covers `at`.
     fn first_at(&self, inode: u32, at: u64) -> Option<&Mapped> {
         let upto = Pos::ZERO.max(Pos::new(inode, 0))..=Pos::new(inode, at);

@@ -11,7 +11,8 @@ use varve_block::{
 
 use crate::effective::{Effective, ExtentMap, Mapped, Seen};
 use crate::error::{Corrupt, LoadError};
-use crate::format::{BackingState, BackingSuper};
+use crate::format::{BackingState, BackingSuper, Key};
+use crate::intent::{self, Marked};
 use crate::load::Loader;
 use crate::open::OpenError;
 
@@ -80,7 +81,24 @@ impl<S: BlockDevice, B: BlockDevice> CacheView<S, B> {
             return refused.map_or(Ok(Self::bare(hdd, backing, pool)), Err);
         };
         let lost = held.lost.iter().filter(|(of, _)| *of == inode).map(|(_, m)| *m).collect();
-        let extents = held.extents;
+        let mut extents = held.extents;
+        // What opening for writing drops is not shown either: see `Set::distrust`.
+        let marked = match intent::has_room(&held.superblock.layout) {
+            true => {
+                let sectors = u64::from(intent::PAGE_SECTORS);
+                let page = loader.read(intent::PAGE_SECTOR, sectors).await;
+                intent::parse(&page.map_err(OpenError::Device)?, backing.set_uuid)
+            }
+            false => Marked::Everything,
+        };
+        let suspect = match marked {
+            Marked::Ranges { volume, ranges } if volume == backing.uuid => ranges,
+            Marked::Nothing | Marked::Ranges { .. } => Vec::new(),
+            Marked::Everything => vec![(0, Key::OFFSET_MAX)],
+        };
+        for (start, end) in suspect {
+            extents.cut_clean(inode, start, end);
+        }
         Ok(CacheView { hdd, ssd: Some(ssd), pool, backing, extents, inode, lost, seen })
     }
 
