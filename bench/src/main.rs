@@ -3,6 +3,7 @@
 //! Absolute figures move from machine to machine and from run to run; a ratio between two servers
 //! that ran seconds apart moves much less. Nothing here is asserted: it prints.
 
+mod crypt;
 mod fio;
 mod ram;
 mod server;
@@ -26,6 +27,8 @@ struct Cli {
 enum What {
     /// NBD servers: nbdkit, qemu-nbd and Varve over memory, a file, LUKS, and the full stack
     Nbd(suite::Options),
+    /// Encryption: AES-XTS per engine beside OpenSSL, and served LUKS volumes beside nbdkit and qemu-nbd
+    Crypt(suite::Options),
     /// Serve RAM over NBD with Varve's server alone (a rival of `nbdkit memory`)
     #[command(hide = true)]
     Ram { socket: PathBuf, mib: u64 },
@@ -34,7 +37,8 @@ enum What {
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     match cli.what {
-        What::Nbd(options) => suite::run(&cli.varve, &options),
+        What::Nbd(options) => suite::nbd(&cli.varve, &options),
+        What::Crypt(options) => crypt::run(&cli.varve, &options),
         What::Ram { socket, mib } => ram::serve(&socket, mib),
     }
 }

@@ -5,6 +5,7 @@ use crate::server::Server;
 use crate::table::{self, Row};
 use anyhow::{Context, bail};
 use clap::Args;
+use serde_json::Value;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -39,6 +40,19 @@ struct Candidate {
     command: Box<dyn Fn(&Place) -> Command>,
 }
 
+impl Candidate {
+    fn takes_part(&self, select: Select) -> bool {
+        let crypt = self.class.contains("LUKS");
+        match select {
+            Select::Nbd => self.class != LUKS2,
+            Select::Crypt => crypt || (self.class == "file" && self.ours),
+        }
+    }
+}
+
+/// The class of our own volume with large sectors, which no rival opens.
+pub(crate) const LUKS2: &str = "file + LUKS2 (4096)";
+
 /// Files of one run.
 struct Place {
     dir: PathBuf,
@@ -54,19 +68,42 @@ impl Place {
     }
 }
 
-pub(crate) fn run(varve: &Path, options: &Options) -> anyhow::Result<()> {
+impl Options {
+    pub(crate) fn json(&self) -> Option<&Path> {
+        self.json.as_deref()
+    }
+}
+
+/// Which candidates take part.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Select {
+    Nbd,
+    /// Those that encrypt, and the same file without encryption to compare.
+    Crypt,
+}
+
+pub(crate) fn nbd(varve: &Path, options: &Options) -> anyhow::Result<()> {
+    let rows = run(varve, options, Select::Nbd)?;
+    if let Some(path) = &options.json {
+        std::fs::write(path, serde_json::to_string_pretty(&rows)?)?;
+    }
+    Ok(())
+}
+
+/// Measures and prints; the figures come back as JSON.
+pub(crate) fn run(varve: &Path, options: &Options, select: Select) -> anyhow::Result<Value> {
     let dir = options.dir.join(format!("varve-bench-{}", std::process::id()));
     std::fs::create_dir_all(&dir)?;
     let tmpfs = rustix::fs::statfs(&dir)?.f_type == 0x0102_1994;
     let varve = varve.canonicalize().context("no varve binary; use bench/run")?;
     let socket = dir.join("sock");
     let place = Place { socket, varve, mib: options.mib, tmpfs, dir };
-    let outcome = measure(&place, options);
+    let outcome = measure(&place, options, select);
     std::fs::remove_dir_all(&place.dir)?;
     outcome
 }
 
-fn measure(place: &Place, options: &Options) -> anyhow::Result<()> {
+fn measure(place: &Place, options: &Options, select: Select) -> anyhow::Result<Value> {
     prepare(place)?;
     let uname = rustix::system::uname();
     println!(
@@ -81,17 +118,14 @@ fn measure(place: &Place, options: &Options) -> anyhow::Result<()> {
     let mut rows = Vec::new();
     for candidate in candidates() {
         let shown = format!("{} {}", candidate.class, candidate.name);
-        if !shown.contains(&options.only) {
+        if !shown.contains(&options.only) || !candidate.takes_part(select) {
             continue;
         }
         eprintln!("measuring {shown}");
         rows.push(measure_one(place, options, &candidate));
     }
     print!("{}", table::text(&rows));
-    if let Some(path) = &options.json {
-        std::fs::write(path, serde_json::to_string_pretty(&table::json(&rows))?)?;
-    }
-    Ok(())
+    Ok(table::json(&rows))
 }
 
 fn measure_one(place: &Place, options: &Options, candidate: &Candidate) -> Row {
@@ -125,6 +159,7 @@ fn prepare(place: &Place) -> anyhow::Result<()> {
     };
     make("raw", place.mib)?;
     make("luks", place.mib + 4)?;
+    make("luks2", place.mib + 16)?;
     make("hdd", place.mib + 32)?;
     make("ssd", (place.mib * 2).max(1024))?;
     let run = |args: &[&str]| -> anyhow::Result<()> {
@@ -136,6 +171,7 @@ fn prepare(place: &Place) -> anyhow::Result<()> {
     };
     let quick = ["--key-file", "key", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000"];
     run(&[&["crypt", "format", "luks", "--type", "luks1"], &quick[..]].concat())?;
+    run(&[&["crypt", "format", "luks2", "--sector-size", "4096"], &quick[..]].concat())?;
     run(&["cache", "make", "--backing", "hdd", "--cache", "ssd"])?;
     run(&[
         &["crypt", "format", "--backing", "hdd", "--cache", "ssd", "--cache-mode", "writeback"],
@@ -208,6 +244,7 @@ fn candidates() -> Vec<Candidate> {
             c
         }),
         own("file + LUKS", "varve", |p| serve(p, &["--backing", "luks", "--key-file", "key"])),
+        own(LUKS2, "varve", |p| serve(p, &["--backing", "luks2", "--key-file", "key"])),
         own("full stack", "varve", |p| {
             serve(p, &["--backing", "hdd", "--cache", "ssd", "--key-file", "key"])
         }),

@@ -55,12 +55,13 @@ pub(crate) fn text(rows: &[Row]) -> String {
     out
 }
 
-/// Ours against each rival of the class; the full stack against the rivals of `file + LUKS`.
+/// Ours against each rival of the class; the full stack and LUKS2 against the rivals of `file + LUKS`.
 fn ratios(rows: &[Row], row: &Row, load: Load, f: &Figures) -> Vec<(String, f64)> {
     if !row.ours {
         return Vec::new();
     }
-    let class = if row.class == "full stack" { "file + LUKS" } else { row.class };
+    let encrypted = ["full stack", crate::suite::LUKS2].contains(&row.class);
+    let class = if encrypted { "file + LUKS" } else { row.class };
     let rivals = rows.iter().filter(|r| !r.ours && r.class == class);
     let rate_of = |r: &Row| {
         let same = r.figures.iter().find(|(l, _)| *l == load)?;

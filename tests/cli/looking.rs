@@ -41,3 +41,22 @@ fn show_check_dump_test_and_ls_write_nothing() {
         assert_eq!(sums(dir, &["hdd", "ssd"]), before, "`varve {line}` has written");
     }
 }
+
+#[test]
+fn a_benchmark_names_every_engine_and_the_one_that_volumes_get() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let line =
+        "crypt bench --only cipher --cipher aes-xts-plain64 --sector-size 4096 --rounds 1 --json";
+    let out = varve(dir.path(), line).ok();
+    let found: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+    let ciphers = found["ciphers"].as_array().expect("a list");
+    for bits in [256, 512] {
+        let of: Vec<_> = ciphers.iter().filter(|c| c["key_bits"] == bits).collect();
+        assert!(of.iter().any(|c| c["engine"] == "soft"), "{of:?}");
+        assert_eq!(of.iter().filter(|c| c["default"] == true).count(), 1, "{of:?}");
+        assert!(of.iter().all(|c| c["encrypt_mib_s"].as_f64().expect("a figure") > 0.0));
+    }
+    let kdf = varve(dir.path(), "crypt bench --only kdf --hash sha256").ok();
+    assert!(kdf.contains("pbkdf2-sha256"), "{kdf}");
+    varve(dir.path(), "crypt bench --cipher aes-xts-plain64 --key-size 128").exits_with(2);
+}

@@ -1,8 +1,10 @@
 //! The words of `varve crypt`.
 
+mod bench;
 mod header;
 mod keys;
 
+pub use bench::*;
 pub use header::*;
 pub use keys::*;
 
@@ -43,6 +45,8 @@ pub enum CryptVerb {
     IsLuks(CryptIsLuks),
     /// Change label, subsystem, flags or a slot's priority (LUKS2)
     Config(CryptConfigure),
+    /// Measure key derivations and ciphers on this machine
+    Bench(CryptBench),
     /// List, import, export or remove tokens (LUKS2)
     #[command(subcommand)]
     Token(CryptTokenVerb),

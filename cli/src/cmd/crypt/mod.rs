@@ -1,5 +1,6 @@
 //! `varve crypt`: make, show and try encrypted volumes, and manage their keys and headers.
 
+mod bench;
 mod header;
 mod keys;
 mod pbkdf;
@@ -42,6 +43,7 @@ pub(crate) async fn run(rt: &Rt, verb: CryptVerb) -> anyhow::Result<Outcome> {
         CryptVerb::Uuid(args) => header::uuid(rt, args).await,
         CryptVerb::IsLuks(args) => header::is_luks(rt, args).await,
         CryptVerb::Config(args) => header::configure(rt, args).await,
+        CryptVerb::Bench(args) => bench::run(rt, &args),
         CryptVerb::Token(verb) => token::run(rt, verb).await,
     }
 }
