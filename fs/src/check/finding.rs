@@ -1,6 +1,7 @@
 //! What the checker says: a stable code, a severity, a place, and a sentence.
 
 use crate::error::Place;
+use crate::units::Physical;
 use std::fmt;
 
 /// Whether a finding makes the file system count as damaged.
@@ -101,6 +102,10 @@ codes! {
     RootOrphan = "root-orphan" Error,
     /// A writable subvolume that claims to be a received one.
     ReceivedUuid = "received-uuid" Error,
+    /// A copy of file data does not have its checksum.
+    DataCsum = "data-csum" Error,
+    /// A copy of file data cannot be read.
+    DataUnreadable = "data-unreadable" Error,
 }
 
 impl fmt::Display for Code {
@@ -118,8 +123,31 @@ pub struct Finding {
     pub rule: Option<u8>,
     pub place: Place,
     pub message: String,
-    /// Where the file is, from the top of the file system; a hard-linked one has several.
+    /// Where the file is, from the top of the file system; a hard-linked one has several, and data may
+    /// belong to many files.
     pub paths: Vec<String>,
+    /// Bad data: every file that reads it, in every subvolume.
+    pub files: Vec<FileAt>,
+    /// Bad data: which copy, and where it is.
+    pub copy: Option<DataCopy>,
+}
+
+/// A byte of a file.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct FileAt {
+    /// The subvolume's tree.
+    pub root: u64,
+    pub inode: u64,
+    pub offset: u64,
+}
+
+/// One copy of data.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct DataCopy {
+    /// From 1; what lies behind the real copies is rebuilt from parity.
+    pub mirror: usize,
+    /// The device and the byte on it; none for what is rebuilt.
+    pub place: Option<Physical>,
 }
 
 /// Collects findings; what comes after the first hundred thousand is only counted, so that a ruined
@@ -157,15 +185,34 @@ impl Findings {
         place: Place,
         message: String,
     ) {
+        let (paths, files) = (Vec::new(), Vec::new());
+        self.keep(Finding { code, severity, rule, place, message, paths, files, copy: None });
+    }
+
+    /// Bad data, on one copy (`mirror` 0: on all).
+    pub(crate) fn add_data(
+        &self,
+        code: Code,
+        place: Place,
+        message: String,
+        (mirror, at): (usize, Option<Physical>),
+        files: Vec<FileAt>,
+    ) {
+        let copy = (mirror > 0).then_some(DataCopy { mirror, place: at });
+        let (severity, paths) = (code.severity(), Vec::new());
+        self.keep(Finding { code, severity, rule: None, place, message, paths, files, copy });
+    }
+
+    fn keep(&self, finding: Finding) {
         let mut counts = self.counts.get();
-        match severity {
+        match finding.severity {
             Severity::Warning => counts.warnings += 1,
             Severity::Error => counts.errors += 1,
         }
         self.counts.set(counts);
         let mut kept = self.kept.borrow_mut();
         if kept.len() < KEPT_MAX {
-            kept.push(Finding { code, severity, rule, place, message, paths: Vec::new() });
+            kept.push(finding);
         }
     }
 

@@ -21,11 +21,12 @@
 //! # What is an error
 //!
 //! What `btrfs check` counts as one, in either of its modes, as far as the phases here go: quota groups,
-//! the log tree, the old space cache and file data are not judged yet. Half-deleted snapshots, relocation trees,
-//! orphans, missing data of metadata dumps and a quota rescan under way are none. What is odd but
+//! the log tree and the old space cache are not judged yet, file data only when asked for.
+//! Half-deleted snapshots, relocation trees, orphans, missing data of metadata dumps and a quota rescan under way are none. What is odd but
 //! harms nobody is a warning, and does not change the verdict.
 
 mod bitmap;
+mod data;
 mod devices;
 mod extents;
 mod files;
@@ -34,6 +35,7 @@ mod free_space;
 mod inode;
 mod names;
 mod open;
+mod owners;
 mod paths;
 mod reader;
 mod refs;
@@ -44,18 +46,24 @@ mod sums;
 mod unbalanced;
 mod walk;
 
-pub use finding::{Code, Counts, Finding, Severity};
+pub use data::DataCounts;
+pub use finding::{Code, Counts, DataCopy, FileAt, Finding, Severity};
 
 use crate::error::Result;
 use finding::Findings;
-use varve_block::BlockDevice;
+use varve_block::{BlockDevice, Rt};
 
 /// What to check, and whom to tell how far it is.
 #[derive(Default)]
 pub struct CheckOptions<'a> {
     /// Read every copy of every tree block, where one good copy would do.
     pub all_copies: bool,
-    /// Told of each phase, and the blocks read in it of those expected (0: unknown).
+    /// Read file data too, every copy of it, and compare it with its checksums.
+    pub data: bool,
+    /// Where to hash data: on its workers rather than on the caller's core.
+    pub rt: Option<&'a Rt>,
+    /// Told of each phase, and the blocks read in it of those expected (0: unknown). In phase "data"
+    /// it is mebibytes.
     pub progress: Option<&'a dyn Fn(&'static str, u64, u64)>,
 }
 
@@ -68,6 +76,8 @@ pub struct Checked {
     pub tree_blocks: u64,
     pub inodes: u64,
     pub bytes_used: u64,
+    /// What was read of file data, if it was asked for.
+    pub data: Option<DataCounts>,
 }
 
 impl Checked {

@@ -22,7 +22,13 @@ pub(super) async fn fill<D: BlockDevice>(volume: &Volume<D>, roots: &Roots, foun
     let of_files = found.iter_mut().filter(|f| f.place.root.is_some() && f.place.inode.is_some());
     for finding in of_files.take(FINDINGS_MAX) {
         if let (Some(root), Some(inode)) = (finding.place.root, finding.place.inode) {
+            let first = (root, inode);
             finding.paths = paths.of(root, inode).await;
+            for file in &finding.files {
+                if (file.root, file.inode) != first {
+                    finding.paths.append(&mut paths.of(file.root, file.inode).await);
+                }
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The phases, one after the other.
 
 use super::bitmap::Bitmap;
+use super::data;
 use super::devices::{self, DeviceTrees};
 use super::extents::{ExtentPass, Measures, Space, holds_data};
 use super::files::{FilePass, FromFiles, prealloc_with_csums};
@@ -82,8 +83,12 @@ pub(super) async fn run<D: BlockDevice>(
         expected: 0,
     };
     open::super_copies(volume, findings).await;
-    let (roots, from_files) = run.first_pass().await?;
+    let (roots, csums, from_files) = run.first_pass().await?;
     unbalanced::explain(&mut run, &roots).await;
+    let data = match options.data {
+        true => Some(data::verify(&mut run, &roots, &csums, options.rt).await),
+        false => None,
+    };
     run.tell(run.phase);
     let mut found = findings.take();
     paths::fill(volume, &roots, &mut found).await;
@@ -94,6 +99,7 @@ pub(super) async fn run<D: BlockDevice>(
         tree_blocks: reader.blocks_read.get(),
         inodes: from_files.inodes,
         bytes_used: run.space.bytes,
+        data,
     })
 }
 
@@ -105,6 +111,12 @@ impl<D: BlockDevice> Run<'_, '_, D> {
     fn tell(&self, phase: &'static str) {
         if let Some(progress) = self.progress {
             progress(phase, self.reader.blocks_read.get(), self.expected);
+        }
+    }
+
+    pub(super) fn tell_data(&self, verified: u64, expected: u64) {
+        if let Some(progress) = self.progress {
+            progress("data", verified >> 20, expected >> 20);
         }
     }
 
@@ -246,7 +258,7 @@ impl<D: BlockDevice> Run<'_, '_, D> {
         roots
     }
 
-    async fn first_pass(&mut self) -> Result<(Roots, FromFiles)> {
+    async fn first_pass(&mut self) -> Result<(Roots, Runs, FromFiles)> {
         let root_tree = Tree { id: objectid::ROOT_TREE, root: self.sb().tree_root() };
         if !open::has_root(self.reader, &root_tree).await {
             return Err(self.refusal("the root tree cannot be read"));
@@ -294,7 +306,7 @@ impl<D: BlockDevice> Run<'_, '_, D> {
         self.phase = "references";
         prealloc_with_csums(&mut out, self.findings);
         judge_ties(&roots, &out.subvolumes, self.findings);
-        Ok((roots, out))
+        Ok((roots, csums, out))
     }
 
     /// Whether a tree is a single leaf that is lost: then nothing else of it is, and the rest of the

@@ -14,7 +14,7 @@ fn a_disk_of_the_kernel_is_clean_and_stays_as_it_is() {
     in_sim(|_| async {
         let device = golden();
         let before = device.to_vec();
-        let options = CheckOptions { all_copies: true, progress: None };
+        let options = CheckOptions { all_copies: true, ..CheckOptions::default() };
         let checked = check(vec![device.clone()], &options).await.expect("it opens");
         assert!(checked.is_clean(), "{:#?}", checked.findings);
         assert!(checked.inodes > 200);

@@ -1,6 +1,7 @@
 //! A disk that the kernel wrote, read whole and read damaged. Needs neither root nor tools.
 
 mod check;
+mod check_data;
 mod damage;
 mod devices;
 mod export;

@@ -14,6 +14,9 @@ pub struct FsCheck {
     /// Read every copy of every tree block, where one good copy would do
     #[arg(long)]
     pub all_copies: bool,
+    /// Read file data too, every copy of it, and compare it with its checksums
+    #[arg(long)]
+    pub data: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

@@ -10,17 +10,22 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use std::io::{IsTerminal, Write};
 use varve_block::{Dyn, Rt};
-use varve_fs::check::{CheckOptions, Checked, Finding, Severity, check};
+use varve_fs::check::{CheckOptions, Checked, DataCopy, FileAt, Finding, Severity, check};
 
 pub(crate) async fn run(rt: &Rt, args: FsCheck) -> anyhow::Result<Outcome> {
     let (devices, name) = open(rt, &args).await?;
     let bar = bar();
     let tell = |phase: &'static str, done: u64, expected: u64| {
-        bar.set_message(phase);
+        bar.set_message(if phase == "data" { "data (MiB)" } else { phase });
         bar.set_length(expected.max(done));
         bar.set_position(done);
     };
-    let options = CheckOptions { all_copies: args.all_copies, progress: Some(&tell) };
+    let options = CheckOptions {
+        all_copies: args.all_copies,
+        data: args.data,
+        rt: Some(rt),
+        progress: Some(&tell),
+    };
     let checked = check(devices, &options).await;
     bar.finish_and_clear();
     let checked = checked.with_context(|| format!("{name}: cannot be opened for a check"))?;
@@ -56,7 +61,7 @@ fn bar() -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let style = ProgressStyle::with_template("{msg:12} [{wide_bar}] {pos}/{len} blocks")
+    let style = ProgressStyle::with_template("{msg:12} [{wide_bar}] {pos}/{len}")
         .unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(0).with_style(style)
 }
@@ -66,6 +71,18 @@ fn severity(finding: &Finding) -> &'static str {
         Severity::Error => "error",
         Severity::Warning => "warning",
     }
+}
+
+fn file(at: &FileAt) -> Value {
+    json!({ "root": at.root, "inode": at.inode, "offset": at.offset })
+}
+
+fn copy(copy: DataCopy) -> Value {
+    json!({
+        "mirror": copy.mirror,
+        "devid": copy.place.map(|place| place.devid),
+        "byte": copy.place.map(|place| place.byte),
+    })
 }
 
 fn document(name: &str, checked: &Checked) -> Value {
@@ -84,6 +101,8 @@ fn document(name: &str, checked: &Checked) -> Value {
                 "logical": place.logical.map(|at| at.0),
                 "message": finding.message,
                 "paths": finding.paths,
+                "files": finding.files.iter().map(file).collect::<Vec<_>>(),
+                "copy": finding.copy.map(copy),
             })
         })
         .collect();
@@ -96,6 +115,7 @@ fn document(name: &str, checked: &Checked) -> Value {
         "bytes_used": checked.bytes_used,
         "tree_blocks": checked.tree_blocks,
         "inodes": checked.inodes,
+        "data": checked.data.map(|data| json!({ "verified": data.verified, "bad": data.bad })),
         "findings": findings,
     })
 }
@@ -108,6 +128,10 @@ fn print(name: &str, checked: &Checked) -> anyhow::Result<()> {
             write!(out, " [{path}]")?;
         }
         writeln!(out)?;
+    }
+    if let Some(data) = checked.data {
+        let (good, bad) = (data.verified, data.bad);
+        writeln!(out, "{name}: {good} bytes of data compared with checksums, {bad} bytes bad")?;
     }
     let counts = checked.counts;
     let more = (counts.errors + counts.warnings).saturating_sub(checked.findings.len() as u64);
