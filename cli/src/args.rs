@@ -1,8 +1,10 @@
 //! The command line, as types. Nouns then verbs; a stack is named the same way everywhere.
 
+mod activation;
 mod crypt;
 mod fs;
 
+pub use activation::*;
 pub use crypt::*;
 pub use fs::*;
 
@@ -87,9 +89,8 @@ pub struct StackArgs {
     /// Stop below encryption although a LUKS header is there
     #[arg(long)]
     pub no_crypt: bool,
-    /// Let discards through encryption: tells an observer which sectors are in use
-    #[arg(long)]
-    pub allow_discards: bool,
+    #[command(flatten)]
+    pub activation: ActivationArgs,
     /// Write nothing to any device; the cache's journal is replayed in memory
     #[arg(long)]
     pub read_only: bool,

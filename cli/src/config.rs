@@ -1,11 +1,12 @@
 //! The stack as asked for: flags over a TOML file, checked once into a typed [`StackConfig`].
 
-use crate::args::{CacheModeArg, StackArgs};
+use crate::args::{ActivationArgs, CacheModeArg, StackArgs};
 use crate::failure::usage;
 use crate::size::Size;
 use anyhow::Context;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
+use varve_crypt::{Activation, WORKERS_MAX, Workers};
 
 /// Where the unlocking secret comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +39,10 @@ pub(crate) struct StackConfig {
     pub cache: Option<PathBuf>,
     pub cache_mode: Option<CacheModeArg>,
     pub crypt: CryptConfig,
-    pub allow_discards: bool,
+    pub activation: Activation,
+    /// The flags go to the header, too.
+    pub persistent: bool,
+    pub workers: Workers,
     pub read_only: bool,
     pub allow_stale: bool,
     pub volume: Option<uuid::Uuid>,
@@ -63,8 +67,14 @@ struct StackFile {
     plain: Option<String>,
     #[serde(default)]
     no_crypt: bool,
+    allow_discards: Option<bool>,
+    same_cpu_crypt: Option<bool>,
+    submit_from_crypt_cpus: Option<bool>,
+    no_read_workqueue: Option<bool>,
+    no_write_workqueue: Option<bool>,
     #[serde(default)]
-    allow_discards: bool,
+    persistent: bool,
+    crypt_workers: Option<usize>,
     #[serde(default)]
     read_only: bool,
     #[serde(default)]
@@ -116,7 +126,15 @@ fn merged(flags: &StackArgs) -> anyhow::Result<StackArgs> {
         all.plain = all.plain.or(file.plain);
         all.key_slot = all.key_slot.or(file.key_slot);
     }
-    all.allow_discards |= file.allow_discards;
+    all.activation = all.activation.or(ActivationArgs {
+        allow_discards: file.allow_discards,
+        same_cpu_crypt: file.same_cpu_crypt,
+        submit_from_crypt_cpus: file.submit_from_crypt_cpus,
+        no_read_workqueue: file.no_read_workqueue,
+        no_write_workqueue: file.no_write_workqueue,
+        persistent: file.persistent,
+        crypt_workers: file.crypt_workers,
+    });
     all.read_only |= file.read_only;
     all.allow_stale |= file.allow_stale;
     if let (None, Some(text)) = (all.volume, file.volume) {
@@ -146,6 +164,35 @@ fn secret_of(args: &StackArgs) -> anyhow::Result<Option<SecretSource>> {
         );
     }
     Ok(found.pop())
+}
+
+/// The threads of the encryption layer; and whether what is said about it makes sense.
+fn workers(
+    activation: ActivationArgs,
+    read_only: bool,
+    crypt: &CryptConfig,
+) -> anyhow::Result<Workers> {
+    if activation.persistent {
+        match crypt {
+            CryptConfig::Luks { .. } if read_only => {
+                return usage("--persistent writes to the header, --read-only forbids it");
+            }
+            CryptConfig::Luks { .. } if activation.said().is_silent() => {
+                return usage(
+                    "--persistent keeps flags in the header: give one, as --allow-discards",
+                );
+            }
+            CryptConfig::Luks { .. } => {}
+            CryptConfig::Plain { .. } | CryptConfig::None => {
+                return usage("--persistent needs a LUKS2 volume and its key");
+            }
+        }
+    }
+    match activation.crypt_workers {
+        None => Ok(Workers::Auto),
+        Some(n) if n <= WORKERS_MAX => Ok(Workers::Up(n)),
+        Some(n) => usage(format!("--crypt-workers {n}: at most {WORKERS_MAX}")),
+    }
 }
 
 impl StackConfig {
@@ -191,12 +238,15 @@ impl StackConfig {
             (None, None) if args.header.is_some() => return usage("--header needs a key"),
             (None, None) => CryptConfig::None,
         };
+        let workers = workers(args.activation, args.read_only, &crypt)?;
         Ok(StackConfig {
             backing,
             cache: args.cache,
             cache_mode: args.cache_mode,
             crypt,
-            allow_discards: args.allow_discards,
+            activation: args.activation.said(),
+            persistent: args.activation.persistent,
+            workers,
             read_only: args.read_only,
             allow_stale: args.allow_stale,
             volume: args.volume,
@@ -301,7 +351,13 @@ mod tests {
         let two = StackArgs { unlock: true, key_file: Some("k".into()), ..flags("hdd") };
         let mode = StackArgs { cache_mode: Some(CacheModeArg::None), ..flags("hdd") };
         let keyless = StackArgs { plain: Some("aes-xts-plain64".into()), ..flags("hdd") };
-        for bad in [both, two, mode, keyless, StackArgs::default()] {
+        let persistent = ActivationArgs { persistent: true, ..ActivationArgs::default() };
+        let all = ActivationArgs { allow_discards: Some(true), ..persistent };
+        let keyed = StackArgs { key_file: Some("k".into()), ..flags("hdd") };
+        let silent = StackArgs { activation: persistent, ..keyed.clone() };
+        let open = StackArgs { activation: all, ..flags("hdd") };
+        let reading = StackArgs { activation: all, read_only: true, ..keyed };
+        for bad in [both, two, mode, keyless, silent, open, reading, StackArgs::default()] {
             let error = StackConfig::new(&bad, None).unwrap_err();
             assert!(error.is::<crate::failure::Usage>(), "{error}");
         }
@@ -317,6 +373,12 @@ mod tests {
         let stack = StackConfig::new(&args, None).unwrap();
         assert_eq!(stack.backing, dir.path().join("hdd"));
         assert_eq!(stack.cache_mode, Some(CacheModeArg::Writeback));
+        let flagged = "backing = \"hdd\"\nallow_discards = false\nno_read_workqueue = true\n";
+        std::fs::write(&file, flagged).unwrap();
+        let stack = StackConfig::new(&args, None).unwrap();
+        assert_eq!(stack.activation.allow_discards, Some(false));
+        assert_eq!(stack.activation.no_read_workqueue, Some(true));
+        assert_eq!(stack.activation.same_cpu_crypt, None);
         std::fs::write(&file, "backing = \"hdd\"\ncolour = \"red\"\n").unwrap();
         let error = StackConfig::new(&args, None).unwrap_err().to_string();
         assert!(error.contains("colour"), "{error}");

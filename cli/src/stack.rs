@@ -231,10 +231,29 @@ async fn add_crypt(
         Some(volume) => volume,
         None => unlock(rt, config, secret, &below).await?,
     };
-    let what = format!("crypt {} {}", volume.cipher.text(), volume.uuid);
-    let options = CryptOptions { allow_discards: config.allow_discards, ..CryptOptions::default() };
+    if config.persistent {
+        keep_flags(rt, config, &below).await?;
+    }
+    let flags = config.activation.over(&volume.flags);
+    let mut what = format!("crypt {} {}", volume.cipher.text(), volume.uuid);
+    if !flags.names().is_empty() {
+        what.push_str(&format!(" ({})", flags.names().join(", ")));
+    }
+    let options = CryptOptions::new(&flags, config.workers);
     let crypt = crypt_over(rt, below, volume, &options)?;
     Ok((Dyn::new(crypt), what))
+}
+
+/// Writes what the operator said about the volume into its header.
+async fn keep_flags(rt: &Rt, config: &StackConfig, below: &Dyn) -> anyhow::Result<()> {
+    let header = match &config.crypt {
+        CryptConfig::Luks { header: Some(path), .. } => {
+            Dyn::new(open_device(rt, path, false).await?)
+        }
+        _ => below.clone(),
+    };
+    varve_crypt::persist(header, None, &config.activation).await?;
+    Ok(())
 }
 
 /// The key and the mapping of what is encrypted on `below`. Reads only.

@@ -8,7 +8,9 @@
 //! # Order
 //! There is no queue here. Encryption happens inside the caller's future, before the write below
 //! begins, so a flush can overtake nothing, no container is sorted, and no request of two that one
-//! client ordered can pass the other. What the kernel's flags switch off, this layer does not have.
+//! client ordered can pass the other. The parts of a large request may be computed on other threads
+//! ([`spread`]); the request waits for all of them. What the kernel's flags switch off beyond that, the
+//! thread that sorts writes, this layer does not have.
 //!
 //! # Partial sectors
 //! The geometry reports the encryption sector as the block. Requests that are not whole blocks are
@@ -19,6 +21,7 @@
 //! range is ever reported as a hole.
 
 mod hooks;
+mod spread;
 #[cfg(test)]
 mod tests;
 
@@ -32,12 +35,15 @@ use varve_block::{
     Rt, Sector, Sectors, Zero,
 };
 
+use crate::activation::Activation;
 use crate::error::{Error, Result};
 use crate::volume::{Mapping, Volume};
 use hooks::Hooks;
+use spread::{Spread, Work};
 
 #[cfg(any(test, feature = "mutations"))]
 pub use hooks::{Mutation, Observer};
+pub use spread::{WORKERS_MAX, Workers};
 
 /// Bytes that are encrypted or decrypted before other tasks of the lane get their turn: a request of
 /// a megabyte must not stall 4 KiB ones.
@@ -75,11 +81,27 @@ impl VolumeHandle {
 /// What the operator decided for one export.
 #[derive(Clone, Default)]
 pub struct CryptOptions {
-    /// Pass discards on: shows an observer of the device which parts are free. The header cannot turn
-    /// this on (check 45).
+    /// Pass discards on: shows an observer of the device which parts are free.
     pub allow_discards: bool,
+    /// Threads that large reads may be decrypted on.
+    pub read_workers: Workers,
+    /// Threads that large writes may be encrypted on.
+    pub write_workers: Workers,
     /// Taken for reading by every request; re-encryption takes it for writing.
     pub ranges: Option<RangeLock>,
+}
+
+impl CryptOptions {
+    /// What the flags that hold mean here. `workers` are for the directions that no flag keeps on the lane.
+    pub fn new(flags: &Activation<bool>, workers: Workers) -> CryptOptions {
+        let unless = |lane: bool| if lane { Workers::Up(0) } else { workers };
+        CryptOptions {
+            allow_discards: flags.allow_discards,
+            read_workers: unless(flags.same_cpu_crypt || flags.no_read_workqueue),
+            write_workers: unless(flags.same_cpu_crypt || flags.no_write_workqueue),
+            ranges: None,
+        }
+    }
 }
 
 /// An encrypted device in clear. One handle per lane; they share the [`VolumeHandle`].
@@ -90,6 +112,8 @@ pub struct Crypt<D> {
     pool: BufPool,
     geometry: Geometry,
     ranges: Option<RangeLock>,
+    reads: Spread,
+    writes: Spread,
     hooks: Hooks,
 }
 
@@ -112,6 +136,8 @@ impl<D: BlockDevice> Crypt<D> {
             pool,
             geometry,
             ranges: options.ranges.clone(),
+            reads: Spread::new(options.read_workers),
+            writes: Spread::new(options.write_workers),
             hooks: Hooks::none(),
         })
     }
@@ -147,38 +173,16 @@ impl<D: BlockDevice> Crypt<D> {
 
     /// Reads a range that lies in one segment.
     async fn read_piece(&self, m: &Mapping, at: Sector, buf: IoBuf) -> Io<IoBuf> {
-        let mut buf = self.below.read(m.below(at), buf).await?;
+        let buf = self.below.read(m.below(at), buf).await?;
         self.hooks.arrived(&self.rt, at, &buf).await;
-        let mut at_now = at;
-        let mut parts = buf.chunks_mut(TURN_BYTES).peekable();
-        while let Some(part) = parts.next() {
-            m.xts.decrypt(m.iv_number(at_now), part);
-            at_now += Sectors::of_slice(part);
-            if parts.peek().is_some() {
-                self.rt.yield_now().await;
-            }
-        }
+        let mut buf = self.reads.run(&self.rt, &self.hooks, m, at, Work::Decrypt, buf).await;
         self.hooks.decrypted(m, at, &mut buf);
         Ok(buf)
     }
 
     /// Writes a range that lies in one segment and may be scribbled on.
-    async fn write_owned(
-        &self,
-        m: &Mapping,
-        at: Sector,
-        mut buf: IoBuf,
-        how: Durability,
-    ) -> Io<Data> {
-        let mut at_now = at;
-        let mut parts = buf.chunks_mut(TURN_BYTES).peekable();
-        while let Some(part) = parts.next() {
-            m.xts.encrypt(m.iv_number(at_now), part);
-            at_now += Sectors::of_slice(part);
-            if parts.peek().is_some() {
-                self.rt.yield_now().await;
-            }
-        }
+    async fn write_owned(&self, m: &Mapping, at: Sector, buf: IoBuf, how: Durability) -> Io<Data> {
+        let buf = self.writes.run(&self.rt, &self.hooks, m, at, Work::Encrypt, buf).await;
         self.send(m, at, buf, how).await
     }
 
@@ -190,16 +194,9 @@ impl<D: BlockDevice> Crypt<D> {
         from: &IoView,
         how: Durability,
     ) -> Io<()> {
-        let mut buf = self.pool.take(from.sectors()).await;
-        let mut at_now = at;
-        let mut parts = from.chunks(TURN_BYTES).zip(buf.chunks_mut(TURN_BYTES)).peekable();
-        while let Some((from, to)) = parts.next() {
-            m.xts.encrypt_into(m.iv_number(at_now), from, to);
-            at_now += Sectors::of_slice(from);
-            if parts.peek().is_some() {
-                self.rt.yield_now().await;
-            }
-        }
+        let buf = self.pool.take(from.sectors()).await;
+        let work = Work::EncryptFrom(from.clone());
+        let buf = self.writes.run(&self.rt, &self.hooks, m, at, work, buf).await;
         self.send(m, at, buf, how).await.map(drop)
     }
 

@@ -35,8 +35,9 @@
 //!
 //! [`Crypt`] stands on a block device that holds ciphertext. A write encrypts in the buffer that the
 //! caller gave away, or from a shared one into a buffer of this layer's own pool; a read is decrypted
-//! in its private buffer before anybody sees it. There is no queue and no second thread, so no flush
-//! and no later write overtakes anything: `device.rs` has the details. Because a write takes its buffer,
+//! in its private buffer before anybody sees it. There is no queue, and a request whose parts are computed
+//! on several threads is whole again before it goes on, so no flush and no later write overtakes anything:
+//! `device.rs` and `device/spread.rs` have the details. Because a write takes its buffer,
 //! a caller cannot send ciphertext down twice:
 //!
 //! ```compile_fail
@@ -83,6 +84,7 @@
 //! and knows AES-256-XTS with unequal key halves only; pure Rust does the rest. They are each other's
 //! oracles.
 
+mod activation;
 mod af;
 mod cipher;
 mod create;
@@ -106,9 +108,10 @@ mod unlock;
 mod volume;
 mod xts;
 
+pub use activation::{Activation, persist};
 pub use cipher::{Chain, CipherSpec, IvMode};
 pub use create::{FormatOptions, LuksVersion, Plan, Step, format};
-pub use device::{Crypt, CryptOptions, VolumeHandle};
+pub use device::{Crypt, CryptOptions, VolumeHandle, WORKERS_MAX, Workers};
 #[cfg(any(test, feature = "mutations"))]
 pub use device::{Mutation, Observer};
 pub use error::{Corrupt, Error, Result, Skipped, printable};

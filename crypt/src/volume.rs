@@ -88,11 +88,6 @@ impl Volume {
         self.len() == Sectors(0)
     }
 
-    /// The header asked for discards to be passed on.
-    pub fn header_allows_discards(&self) -> bool {
-        self.flags.iter().any(|f| f == "allow-discards")
-    }
-
     /// The segment that holds the whole of `range`, which is the usual case.
     #[inline]
     pub(crate) fn whole(&self, range: Extent) -> Option<&Mapping> {

@@ -103,3 +103,46 @@ fn a_volume_of_cryptsetup_serves_its_payload() {
     assert_eq!(server.connect().read(54_321, 100_000).expect("the server stays"), Ok(data));
     server.stop();
 }
+
+/// What `--persistent` keeps is what the reference shows, and what the next server does.
+#[test]
+fn flags_that_a_server_kept_are_the_references_and_the_next_servers() {
+    if !tool::have(&["cryptsetup", "nbdinfo"]) {
+        return;
+    }
+    let dir = folder();
+    let dir = dir.path();
+    let quick = "--pbkdf pbkdf2 --pbkdf-force-iterations 1000";
+    varve(dir, &format!("crypt format disk.img --key-file key {quick}")).ok();
+    let shown = || {
+        let dump = cryptsetup(dir, "luksDump disk.img").ok();
+        let line = dump.lines().find(|l| l.starts_with("Flags:")).expect("a line of flags");
+        line.trim_start_matches("Flags:").trim().to_owned()
+    };
+    let trims = |stack: &Stack| {
+        let server = Server::start(dir, stack);
+        let uri = format!("nbd+unix:///?socket={}", server.socket().display());
+        let info = process::run(Command::new("nbdinfo").args(["--can", "trim", &uri]));
+        server.stop();
+        info.code == Some(0)
+    };
+    let plain = Stack::backing("disk.img").with("--key-file", "key");
+    assert_eq!(shown(), "(no flags)");
+    assert!(!trims(&plain), "discards pass unasked");
+    assert!(trims(&plain.clone().flag("--allow-discards")));
+    assert_eq!(shown(), "(no flags)", "kept without being asked to");
+
+    let all = ["allow-discards", "same-cpu-crypt", "submit-from-crypt-cpus"];
+    let all = [&all[..], &["no-read-workqueue", "no-write-workqueue"]].concat();
+    let kept = all.iter().fold(plain.clone(), |s, flag| s.flag(&format!("--{flag}")));
+    assert!(trims(&kept.flag("--persistent")));
+    assert_eq!(shown(), all.join(" "));
+    assert!(trims(&plain), "the header's word is not honoured");
+    assert!(!trims(&plain.clone().flag("--allow-discards=false")), "the operator comes first");
+    assert_eq!(shown(), all.join(" "));
+
+    let off = ["--allow-discards=false", "--no-read-workqueue=false", "--persistent"];
+    assert!(!trims(&off.iter().fold(plain.clone(), |s, flag| s.flag(flag))));
+    assert_eq!(shown(), [&all[1..3], &all[4..]].concat().join(" "));
+    cryptsetup(dir, "open --test-passphrase --key-file key disk.img").ok();
+}

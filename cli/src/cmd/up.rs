@@ -19,7 +19,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use varve_block::{BlockDevice, Rt};
 use varve_cache::MakeOptions;
-use varve_crypt::{Cost, CryptOptions, FormatOptions, Hash, Key, Pbkdf, UnlockOptions};
+use varve_crypt::{
+    Activation, Cost, CryptOptions, FormatOptions, Hash, Key, Pbkdf, UnlockOptions, Workers,
+};
 use varve_fs::{MkfsOptions, mkfs};
 use varve_nbd_server::Listen;
 
@@ -61,7 +63,9 @@ fn config_of(dir: &Path, args: &Up) -> StackConfig {
             header: None,
             key_slot: None,
         },
-        allow_discards: false,
+        activation: Activation::default(),
+        persistent: false,
+        workers: Workers::Auto,
         read_only: false,
         allow_stale: false,
         volume: None,

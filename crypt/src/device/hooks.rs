@@ -29,6 +29,11 @@ impl Hooks {
     pub(super) fn decrypted(&self, _: &Mapping, _: Sector, _: &mut IoBuf) {}
 
     #[inline]
+    pub(super) fn forgets_position(&self) -> bool {
+        false
+    }
+
+    #[inline]
     pub(super) async fn write<D: BlockDevice>(
         &self,
         _: &Rt,
@@ -64,6 +69,9 @@ mod mutated {
         VisibleBeforeDecryption(Observer),
         /// C07: after a failed write the caller gets its buffer back, encrypted.
         BufferKeptAfterError(Rc<RefCell<Option<Vec<u8>>>>),
+        /// C05: the part of a large request that is left when no thread is free begins again with the
+        /// position of the first.
+        ForgetPosition,
         /// C08: the first block of a read is decrypted twice.
         DecryptTwice,
         /// C09, C11: a write is answered when it is queued; a worker carries it out some time later.
@@ -98,6 +106,10 @@ mod mutated {
                 let unit = m.xts.sector_size().bytes();
                 m.xts.decrypt(m.iv_number(at), &mut buf[..unit]);
             }
+        }
+
+        pub(in crate::device) fn forgets_position(&self) -> bool {
+            matches!(self.0, Some(Mutation::ForgetPosition))
         }
 
         pub(in crate::device) async fn write<D: BlockDevice>(

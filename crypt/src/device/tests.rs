@@ -8,6 +8,7 @@ use varve_block::sync::join;
 use varve_block::{Prng, Sim};
 
 mod scenarios;
+mod spread;
 
 const DISK: Sectors = Sectors(4096);
 /// The payload of the plain volumes here starts at this sector.
@@ -27,7 +28,7 @@ fn crypt<D: BlockDevice>(rt: &Rt, below: D, sector_size: u64) -> Crypt<D> {
     let spec = format!("aes-xts-plain64,sector={sector_size},offset={OFFSET}");
     let volume = volume_of(&spec, below.geometry().len);
     let (handle, pool) = (VolumeHandle::new(volume), BufPool::new(8 << 20));
-    let options = CryptOptions { allow_discards: true, ranges: None };
+    let options = CryptOptions { allow_discards: true, ..CryptOptions::default() };
     Crypt::new(rt, below, handle, pool, &options).unwrap()
 }
 
@@ -272,7 +273,7 @@ fn requests_wait_for_a_range_that_is_being_converted() {
     Sim::new(2).run(|rt| async move {
         let lock = RangeLock::new();
         let handle = VolumeHandle::new(volume_of("aes-xts-plain64", DISK));
-        let options = CryptOptions { allow_discards: false, ranges: Some(lock.clone()) };
+        let options = CryptOptions { ranges: Some(lock.clone()), ..CryptOptions::default() };
         let c = Crypt::new(&rt, Mem::new(DISK), handle, BufPool::new(0), &options).unwrap();
         let c = Rc::new(c);
         let hot = lock.write(Extent::new(Sector(100), Sectors(100))).await;

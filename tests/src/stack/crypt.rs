@@ -43,7 +43,7 @@ pub fn over<D: BlockDevice>(
     mutation: Option<Mutation>,
 ) -> Crypt<D> {
     let volume = VolumeHandle::new(volume(&below.geometry(), sector));
-    let options = CryptOptions { allow_discards: true, ranges: None };
+    let options = CryptOptions { allow_discards: true, ..CryptOptions::default() };
     let crypt = Crypt::new(rt, below, volume, BufPool::new(POOL_BYTES), &options);
     let crypt = crypt.expect("a device that can carry the volume");
     match mutation {
