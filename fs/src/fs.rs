@@ -228,6 +228,9 @@ pub(crate) fn note_state(sb: &Superblock, warnings: &mut Vec<String>) {
     if sb.flags.contains(SuperFlags::ERROR) {
         warnings.push("the superblock says that errors were found".into());
     }
+    if sb.flags.contains(SuperFlags::CHANGING_FSID_V2) {
+        warnings.push("a change of the file system's uuid was interrupted".into());
+    }
     if sb.flags.intersects(SuperFlags::METADUMP | SuperFlags::METADUMP_V2) {
         warnings.push("restored from a metadata dump: file data is missing or partial".into());
     }

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::chunk::DevItem;
-use crate::format::superblock::{SUPER_OFFSETS, Superblock};
+use crate::format::superblock::{SUPER_OFFSETS, SuperFlags, Superblock};
 use crate::verify::{self, SuperFault};
 use crate::volume::{Member, read_super};
 use varve_block::BlockDevice;
@@ -54,7 +54,7 @@ pub(crate) async fn gather<D: BlockDevice>(
     let mut members: Vec<Member<D>> = Vec::new();
     for (device, sb) in found {
         let geometry = device.geometry();
-        if sb.fsid != newest.fsid {
+        if !one_set(&sb, &newest) {
             let message = format!(
                 "{} belongs to another file system: {}, not {}",
                 geometry.dev, sb.fsid, newest.fsid
@@ -83,6 +83,17 @@ pub(crate) async fn gather<D: BlockDevice>(
         members.push(Member { devid, uuid, device, geometry });
     }
     Ok((members, newest))
+}
+
+fn is_changing(sb: &Superblock) -> bool {
+    sb.flags.contains(SuperFlags::CHANGING_FSID_V2)
+}
+
+/// Whether two superblocks are of one file system: also if the uuid that users see was being changed,
+/// and has been on one device only. What the trees carry stays the same then (format: btrfs 1.1).
+fn one_set(a: &Superblock, b: &Superblock) -> bool {
+    let changing = is_changing(a) || is_changing(b);
+    a.fsid == b.fsid || (changing && a.tree_fsid() == b.tree_fsid())
 }
 
 /// The copy that was asked for. Where it is bad, the error says which other one would do: choosing

@@ -18,7 +18,7 @@ use std::path::PathBuf;
 
 #[derive(Subcommand, Debug)]
 pub enum FsVerb {
-    /// Look for what is wrong with the structures (not quota, log or old space cache), with --data in file data too; nothing is written
+    /// Look for what is wrong with the structures, with --data in file data too; nothing is written
     Check(FsCheck),
     /// Make a btrfs file system; data on the device is lost
     Mkfs(FsMkfs),

@@ -102,6 +102,14 @@ codes! {
     RootOrphan = "root-orphan" Error,
     /// A writable subvolume that claims to be a received one.
     ReceivedUuid = "received-uuid" Error,
+    /// A quota group's numbers are not those of its subvolumes.
+    Quota = "quota" Error,
+    /// The index of subvolumes by uuid, which the kernel corrects by itself.
+    UuidTree = "uuid-tree" Warning,
+    /// What is to be replayed at the next mount.
+    LogTree = "log-tree" Error,
+    /// The old free space cache; a stale one is a warning.
+    SpaceCache = "space-cache" Error,
     /// A copy of file data does not have its checksum.
     DataCsum = "data-csum" Error,
     /// A copy of file data cannot be read.

@@ -20,8 +20,8 @@
 //!
 //! # What is an error
 //!
-//! What `btrfs check` counts as one, in either of its modes, as far as the phases here go: quota groups,
-//! the log tree and the old space cache are not judged yet, file data only when asked for.
+//! What `btrfs check` counts as one, in either of its modes; file data is read only when asked for. Quota
+//! groups are passed over while they are known to be inconsistent, being rescanned, or simple.
 //! Half-deleted snapshots, relocation trees, orphans, missing data of metadata dumps and a quota rescan under way are none. What is odd but
 //! harms nobody is a warning, and does not change the verdict.
 
@@ -33,17 +33,21 @@ mod files;
 mod finding;
 mod free_space;
 mod inode;
+mod log;
 mod names;
 mod open;
 mod owners;
 mod paths;
+mod quota;
 mod reader;
 mod refs;
 mod roots;
 mod run;
 mod runs;
+mod space_cache;
 mod sums;
 mod unbalanced;
+mod uuids;
 mod walk;
 
 pub use data::DataCounts;

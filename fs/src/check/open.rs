@@ -29,11 +29,40 @@ pub(super) async fn open<D: BlockDevice>(
     note_state(&sb, &mut warnings);
     let volume = Volume::new(members, sb, rules, VOLUME_CACHE);
     load_chunks(&volume, &mut warnings).await?;
+    agreed(&volume).await?;
     for warning in warnings {
         findings.add(Code::DeviceState, Place::default(), warning);
     }
     Ok(volume)
 }
+
+/// Each copy of a block of the chunk tree that has its checksum must hold chunks that can be. Where one
+/// does not, somebody wrote it so, and nobody can tell which copy leads to the file system: refused,
+/// as the reference tool does.
+async fn agreed<D: BlockDevice>(volume: &Volume<D>) -> Result<()> {
+    let tree = Tree::new(objectid::CHUNK_TREE, volume.sb.chunk_tree_root());
+    let mut todo = vec![tree.expect_root()];
+    while let Some(expect) = todo.pop() {
+        let block = volume.block(&expect).await?;
+        todo.extend((0..block.len()).filter_map(|slot| block.expect_child(slot, tree.id)));
+        for mirror in 1..=volume.mirrors(expect.logical)? {
+            let mut bytes = vec![0; volume.rules.nodesize as usize];
+            if volume.read_mirror(expect.logical, mirror, &mut bytes).await.is_err() {
+                continue;
+            }
+            if let Err(corrupt) = verify::read_block(&volume.rules, &bytes, &expect, mirror)
+                && CHUNK_RULES.contains(&corrupt.rule)
+            {
+                let text = format!("mirror {mirror} of the chunk tree, whose checksum is right");
+                return Err(Error::corrupt(text).because(corrupt));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The rules of chunk items (format: btrfs A.8).
+const CHUNK_RULES: std::ops::RangeInclusive<u8> = 68..=84;
 
 /// The trees without whose roots the reference tool opens nothing.
 pub(super) fn essential(sb: &Superblock) -> Vec<u64> {

@@ -6,6 +6,7 @@ use super::run::Job;
 use super::walk::Dropped;
 use crate::error::Place;
 use crate::format::Uuid;
+use crate::format::free_space::CacheHead;
 use crate::format::key::{ItemType, Key, objectid};
 use crate::format::root::{Root, RootRef};
 use crate::format::superblock::RootPointer;
@@ -29,6 +30,8 @@ pub(crate) struct Roots {
     /// By parent and child, too.
     pub(crate) backrefs: BTreeMap<(u64, u64), Tie>,
     orphans: BTreeSet<u64>,
+    /// The old free space cache, by block group.
+    pub(crate) caches: BTreeMap<u64, CacheHead>,
 }
 
 impl Roots {
@@ -43,6 +46,11 @@ impl Roots {
                 }
                 ItemType::ROOT_REF => self.tie((key.objectid, key.offset), data, true),
                 ItemType::ROOT_BACKREF => self.tie((key.offset, key.objectid), data, false),
+                ItemType::UNTYPED if key.objectid == objectid::FREE_SPACE => {
+                    if let Ok(head) = CacheHead::parse(data) {
+                        self.caches.insert(key.offset, head);
+                    }
+                }
                 ItemType::ORPHAN_ITEM => {
                     self.orphans.insert(key.offset);
                 }

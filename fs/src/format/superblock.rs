@@ -77,13 +77,15 @@ bitflags::bitflags! {
 }
 
 impl SuperFlags {
-    /// What this engine opens. The other bits mean an interrupted offline conversion.
+    /// What this engine opens. The other bits mean an interrupted offline conversion; an interrupted
+    /// change of the uuid touches superblocks only.
     pub const ACCEPTED: SuperFlags = SuperFlags::WRITTEN
         .union(SuperFlags::RELOC)
         .union(SuperFlags::ERROR)
         .union(SuperFlags::SEEDING)
         .union(SuperFlags::METADUMP)
-        .union(SuperFlags::METADUMP_V2);
+        .union(SuperFlags::METADUMP_V2)
+        .union(SuperFlags::CHANGING_FSID_V2);
 }
 
 impl Incompat {

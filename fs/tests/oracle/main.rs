@@ -4,6 +4,7 @@
 //! which and passes.
 
 mod check_data;
+mod check_more;
 mod export;
 mod inspect;
 mod kernel;
