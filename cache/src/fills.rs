@@ -13,6 +13,8 @@ use slab::Slab;
 #[derive(Default)]
 pub(crate) struct Fills {
     active: RefCell<Slab<Fill>>,
+    /// Ranges that are being written on the backing device.
+    shut: RefCell<Slab<(u32, u64, u64)>>,
 }
 
 #[derive(Clone, Copy)]
@@ -27,8 +29,15 @@ struct Fill {
 const FILLS_MAX: usize = 64;
 
 impl Fills {
-    /// Registers a read of `[start, end)` that is about to start. None: too many already.
+    /// Registers a read of `[start, end)` that is about to start. None: too many already, or what it
+    /// reads is changing.
     pub(crate) fn begin(&self, inode: u32, start: u64, end: u64) -> Option<usize> {
+        let changing = |&(_, &(i, from, to)): &(usize, &(u32, u64, u64))| {
+            i == inode && from < end && start < to
+        };
+        if self.shut.borrow().iter().any(|range| changing(&range)) {
+            return None;
+        }
         let mut active = self.active.borrow_mut();
         let overlapping = active
             .iter()
@@ -46,6 +55,17 @@ impl Fills {
                 fill.valid = false;
             }
         }
+    }
+
+    /// The range is about to change on the backing device: nothing read from there may enter the cache
+    /// until [`Fills::reopen`].
+    pub(crate) fn shut(&self, inode: u32, start: u64, end: u64) -> usize {
+        self.lose(inode, start, end);
+        self.shut.borrow_mut().insert((inode, start, end))
+    }
+
+    pub(crate) fn reopen(&self, id: usize) {
+        self.shut.borrow_mut().try_remove(id);
     }
 
     /// Whether nobody wrote the range since it was registered.
@@ -78,6 +98,18 @@ mod tests {
         fills.end(a);
         fills.lose(0, 8, 9);
         assert!(!fills.valid(again));
+    }
+
+    #[test]
+    fn what_is_being_written_is_not_filled() {
+        let fills = Fills::default();
+        let before = fills.begin(0, 8, 16).unwrap();
+        let shut = fills.shut(0, 12, 20);
+        assert!(!fills.valid(before));
+        assert!(fills.begin(0, 19, 24).is_none());
+        assert!(fills.begin(0, 20, 24).is_some() && fills.begin(1, 12, 20).is_some());
+        fills.reopen(shut);
+        assert!(fills.begin(0, 12, 20).is_some());
     }
 
     #[test]

@@ -9,14 +9,21 @@
 //!
 //! So a region is marked, durably, before the first write to it, and the mark goes some time after
 //! both devices are durable. Recovery drops what is clean in marked regions; from then on the backing
-//! device alone says what is there. The kernel has no such thing, and neither looks at the mark nor
-//! minds it: it lies where the format leaves sectors unused, between the superblock and the first
-//! bucket.
+//! device alone says what is there.
+//!
+//! The kernel has no such thing, and neither looks at the mark nor minds it: it lies where the format
+//! leaves sectors unused, between the superblock and the first bucket. If the kernel has run the set
+//! since, it has shown the cached copies to its user, and the marks are void: `seq`, the low half of the
+//! cache superblock's sequence number, tells, as the kernel counts it up when it starts a set.
+//!
+//! That is for a power cut. When only the process dies, both devices keep what they were given, and then
+//! nothing may be in doubt, so that the kernel shows what we show: clean copies are out of the index,
+//! durably, before the backing device changes under them ([`Volume::intend`](crate::volume)).
 //!
 //! ```text
 //! sector 16 of the cache device, 8 sectors
-//! | csum | magic (16) | set uuid | volume uuid | shift | 32256 bits: one per region of 2^shift sectors |
-//! 0      8            24         40            56      64                                           4096
+//! | csum | magic (16) | set uuid | volume uuid | shift | seq | 32256 bits: one per region of 2^shift sectors |
+//! 0      8            24         40            56      60    64                                           4096
 //! ```
 //!
 //! A torn page (magic there, sum wrong) marks everything.
@@ -31,12 +38,12 @@ use varve_block::{Extent, Instant};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::format::Layout;
+use crate::format::{CacheSuper, Key, Layout};
 
 /// Where the page lies.
 pub(crate) const PAGE_SECTOR: u64 = 16;
 pub(crate) const PAGE_SECTORS: u32 = 8;
-const MAGIC: [u8; 16] = *b"varve intents 1\0";
+const MAGIC: [u8; 16] = *b"varve intents 2\0";
 const BITMAP: usize = 4032;
 /// Regions are not smaller than 2 MiB.
 const SHIFT_MIN: u32 = 12;
@@ -51,7 +58,7 @@ struct RawPage {
     set: [u8; 16],
     volume: [u8; 16],
     shift: U32,
-    pad: U32,
+    seq: U32,
     bits: [u8; BITMAP],
 }
 const _: () = assert!(size_of::<RawPage>() == 4096);
@@ -74,8 +81,26 @@ pub(crate) fn has_room(layout: &Layout) -> bool {
     unused >= PAGE_SECTOR + u64::from(PAGE_SECTORS)
 }
 
-/// Reads the page.
-pub(crate) fn parse(bytes: &[u8], set: Uuid) -> Marked {
+/// Which start of which set a page of marks belongs to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Owner {
+    pub set: Uuid,
+    /// [`CacheSuper::seq`]
+    pub seq: u64,
+}
+
+impl Owner {
+    pub(crate) fn of(sb: &CacheSuper) -> Owner {
+        Owner { set: sb.set_uuid, seq: sb.seq }
+    }
+
+    fn seq_low(self) -> u32 {
+        u32::try_from(self.seq & u64::from(u32::MAX)).expect("masked")
+    }
+}
+
+/// Reads the page; `owner` as the superblock says it before anything is written.
+pub(crate) fn parse(bytes: &[u8], owner: Owner) -> Marked {
     let Ok((raw, _)) = RawPage::ref_from_prefix(bytes) else { return Marked::Nothing };
     if raw.magic != MAGIC {
         return Marked::Nothing;
@@ -84,8 +109,9 @@ pub(crate) fn parse(bytes: &[u8], set: Uuid) -> Marked {
         return Marked::Everything;
     }
     let shift = raw.shift.get();
-    if Uuid::from_bytes(raw.set) != set || !(SHIFT_MIN..48).contains(&shift) {
-        return Marked::Nothing; // of a set that was here before
+    let mine = Uuid::from_bytes(raw.set) == owner.set && raw.seq.get() == owner.seq_low();
+    if !mine || !(SHIFT_MIN..48).contains(&shift) {
+        return Marked::Nothing; // of a set that was here before, or the kernel's by now
     }
     let mut ranges: Vec<(u64, u64)> = Vec::new();
     for (byte, bits) in (0u64..).zip(raw.bits) {
@@ -102,6 +128,17 @@ pub(crate) fn parse(bytes: &[u8], set: Uuid) -> Marked {
         return Marked::Nothing;
     }
     Marked::Ranges { volume: Uuid::from_bytes(raw.volume), ranges }
+}
+
+impl Marked {
+    /// The stretches of a volume that are in doubt.
+    pub(crate) fn of(&self, uuid: Uuid) -> &[(u64, u64)] {
+        match self {
+            Marked::Ranges { volume, ranges } if *volume == uuid => ranges,
+            Marked::Nothing | Marked::Ranges { .. } => &[],
+            Marked::Everything => &[(0, Key::OFFSET_MAX)],
+        }
+    }
 }
 
 fn sum(raw: &RawPage) -> u64 {
@@ -195,10 +232,11 @@ impl Intents {
 
     /// The page to be written: all marks but those that have been settled and unused for a while
     /// (all that have been settled, with `all`). Ends in [`Intents::written`].
-    pub(crate) fn page(&self, set: Uuid, volume: Uuid, now: Instant, all: bool) -> Vec<u8> {
+    pub(crate) fn page(&self, owner: Owner, volume: Uuid, now: Instant, all: bool) -> Vec<u8> {
         let mut raw = RawPage::new_zeroed();
         raw.magic = MAGIC;
-        raw.set = set.into_bytes();
+        raw.set = owner.set.into_bytes();
+        raw.seq = owner.seq_low().into();
         raw.volume = volume.into_bytes();
         raw.shift = self.shift.into();
         for (index, region) in self.regions.borrow_mut().iter_mut().enumerate() {
@@ -237,7 +275,7 @@ mod tests {
         Instant(s * 1_000_000_000)
     }
 
-    const SET: Uuid = Uuid::from_u128(1);
+    const SET: Owner = Owner { set: Uuid::from_u128(1), seq: 7 };
     const VOLUME: Uuid = Uuid::from_u128(2);
 
     #[test]
@@ -273,7 +311,8 @@ mod tests {
         let page = intents.page(SET, VOLUME, later(0), false);
         let Marked::Ranges { ranges, .. } = parse(&page, SET) else { panic!("marks") };
         assert!(ranges[0].0 == 0 && ranges[0].1 >= 1 << 40 && ranges.len() == 1);
-        assert_eq!(parse(&page, VOLUME), Marked::Nothing);
+        assert_eq!(parse(&page, Owner { set: VOLUME, ..SET }), Marked::Nothing);
+        assert_eq!(parse(&page, Owner { seq: 8, ..SET }), Marked::Nothing, "started since");
         let mut torn = page.clone();
         torn[2048..].fill(0);
         assert_eq!(parse(&torn, SET), Marked::Everything);

@@ -11,8 +11,8 @@ use varve_block::{
 
 use crate::effective::{Effective, ExtentMap, Mapped, Seen};
 use crate::error::{Corrupt, LoadError};
-use crate::format::{BackingState, BackingSuper, Key};
-use crate::intent::{self, Marked};
+use crate::format::{BackingState, BackingSuper};
+use crate::intent::{self, Marked, Owner};
 use crate::load::Loader;
 use crate::open::OpenError;
 
@@ -82,21 +82,17 @@ impl<S: BlockDevice, B: BlockDevice> CacheView<S, B> {
         };
         let lost = held.lost.iter().filter(|(of, _)| *of == inode).map(|(_, m)| *m).collect();
         let mut extents = held.extents;
-        // What opening for writing drops is not shown either: see `Set::distrust`.
+        // What opening for writing drops is not shown either.
         let marked = match intent::has_room(&held.superblock.layout) {
             true => {
                 let sectors = u64::from(intent::PAGE_SECTORS);
                 let page = loader.read(intent::PAGE_SECTOR, sectors).await;
-                intent::parse(&page.map_err(OpenError::Device)?, backing.set_uuid)
+                let page = page.map_err(OpenError::Device)?;
+                intent::parse(&page, Owner::of(&held.superblock))
             }
             false => Marked::Everything,
         };
-        let suspect = match marked {
-            Marked::Ranges { volume, ranges } if volume == backing.uuid => ranges,
-            Marked::Nothing | Marked::Ranges { .. } => Vec::new(),
-            Marked::Everything => vec![(0, Key::OFFSET_MAX)],
-        };
-        for (start, end) in suspect {
+        for &(start, end) in marked.of(backing.uuid) {
             extents.cut_clean(inode, start, end);
         }
         Ok(CacheView { hdd, ssd: Some(ssd), pool, backing, extents, inode, lost, seen })

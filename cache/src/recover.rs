@@ -5,7 +5,8 @@
 //!                              -> root -> the whole tree: true generations, what every bucket holds
 //!                              -> uuid table
 //! keys of the open entries, overlaid in order, go into the tree where it says something else
-//! leaves written, entry written, superblock written: the set runs
+//! leaves written, entry written: the set runs
+//! what is in doubt dropped ([`intent`](crate::intent)), superblock written
 //! ```
 //!
 //! Nothing is written before everything has been read and checked: a set that is refused is left as
@@ -23,7 +24,7 @@ use crate::btree::tree::{Log, end_in};
 use crate::btree::{Node, Piece, fixup_merge, staleness};
 use crate::error::{Corrupt, LoadError, Place};
 use crate::format::{Bucket, CacheSuper, Key, Layout, Pos, Prio, UuidTable};
-use crate::intent::{self, Marked};
+use crate::intent::{self, Marked, Owner};
 use crate::journal::Journal;
 use crate::journal::ring::Ring;
 use crate::load::Loader;
@@ -150,8 +151,6 @@ async fn recover<S: BlockDevice>(
         set.write_node(&leaf).await?;
     }
     set.settle().await?;
-    let now = set.unix_time();
-    set.update_super(|sb| sb.last_mount = now).await?;
     let nodes = set.nodes.total.get();
     tracing::info!(set = %set.uuid, dev = %set.geometry.dev, nodes, replayed, "cache set recovered");
     Ok(set)
@@ -430,37 +429,28 @@ impl<S: BlockDevice> Set<S> {
     }
 
     /// Drops what is clean in regions where a power cut may have left the devices in disagreement.
-    /// Durable when it returns, and the marks are gone.
-    pub(crate) async fn distrust(self: &Rc<Self>) -> varve_block::Result<()> {
-        let marked = if intent::has_room(&self.layout) {
-            let page = self.read_meta(intent::PAGE_SECTOR, intent::PAGE_SECTORS).await?;
-            intent::parse(&page, self.uuid)
-        } else {
-            Marked::Everything
-        };
-        let all = vec![(0, Key::OFFSET_MAX)];
-        let suspects: Vec<(u32, Vec<(u64, u64)>)> = match marked {
-            Marked::Nothing => return Ok(()),
-            Marked::Ranges { volume, ranges } => {
-                let slot = self.uuids.borrow().find(volume).map(|(inode, _)| inode);
-                slot.map(|inode| (inode, ranges)).into_iter().collect()
+    /// Durable when it returns, and the marks are gone. `owner`: as the superblock was found.
+    pub(crate) async fn distrust(self: &Rc<Self>, owner: Owner) -> varve_block::Result<()> {
+        let has_room = intent::has_room(&self.layout);
+        let marked = match has_room {
+            true => {
+                let page = self.read_meta(intent::PAGE_SECTOR, intent::PAGE_SECTORS).await?;
+                intent::parse(&page, owner)
             }
-            Marked::Everything => {
-                let uuids = self.uuids.borrow();
-                let cached =
-                    uuids.numbered().filter(|(_, slot)| slot.in_use() && !slot.flash_only());
-                cached.map(|(inode, _)| (inode, all.clone())).collect()
-            }
+            false => Marked::Everything,
         };
-        for (inode, ranges) in suspects {
-            for (start, end) in ranges {
+        if marked == Marked::Nothing {
+            return Ok(());
+        }
+        let uuids = self.uuids.borrow().clone();
+        for (inode, slot) in uuids.numbered().filter(|(_, s)| s.in_use() && !s.flash_only()) {
+            for &(start, end) in marked.of(slot.uuid) {
                 self.invalidate_clean(inode, start, end).await?;
             }
         }
         self.commit_all().await?;
-        if intent::has_room(&self.layout) {
-            let len =
-                usize::try_from(intent::PAGE_SECTORS).unwrap_or(0) * crate::format::SECTOR_BYTES;
+        if has_room {
+            let len = Sectors(intent::PAGE_SECTORS.into()).byte_len();
             self.write_meta(intent::PAGE_SECTOR, &vec![0; len]).await?;
         }
         Ok(())

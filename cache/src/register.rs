@@ -8,6 +8,7 @@ use varve_block::{BlockDevice, BufPool, DevId, Rt, Task};
 use crate::attach::Membership;
 use crate::error::LoadError;
 use crate::format::{BackingState, BackingSuper, CacheSuper, Superblock, UuidTable};
+use crate::intent::Owner;
 use crate::load::Loader;
 use crate::open::{OpenError, OpenOptions};
 use crate::recover::open_set;
@@ -46,7 +47,10 @@ pub(crate) async fn register<S: BlockDevice, B: BlockDevice>(
     let set =
         open_set(rt, ssd, pair.cache.clone(), options, |table| pair.check_slot(table)).await?;
     let tasks = if options.background { set.start(options.journal_delay) } else { Vec::new() };
-    set.distrust().await?;
+    set.distrust(Owner::of(&pair.cache)).await?;
+    // Only now: marks are void once the superblock has been counted up.
+    let now = set.unix_time();
+    set.update_super(|sb| sb.last_mount = now).await?;
     let (sb, inode) = pair.take_slot(&set).await?;
     let changed = sb != pair.backing;
     let volume = Volume::new(set, hdd, pair.backing, inode, options);

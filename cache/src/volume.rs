@@ -23,7 +23,7 @@ use varve_block::{
 
 use crate::format::superblock::{SUPERBLOCK_BYTES, SUPERBLOCK_SECTOR};
 use crate::format::{BackingState, BackingSuper, CacheMode};
-use crate::intent::{self, Intents};
+use crate::intent::{self, Intents, Owner};
 use crate::open::{OpenOptions, WritebackOptions};
 use crate::set::Set;
 use crate::status::Requests;
@@ -231,18 +231,30 @@ impl<S: BlockDevice, B: BlockDevice> Volume<S, B> {
         }
     }
 
-    /// Announces a write to `range` of the backing device: the mark is durable when this returns, and
-    /// the write has ended when what it returns is dropped.
+    /// Announces a write to `range` of the backing device. When this returns, its marks are durable and
+    /// no clean copy of it is cached, durably; none enters the cache by reading until what is returned
+    /// is dropped: the write has ended then.
     pub(crate) async fn intend(self: &Rc<Self>, range: Extent) -> Result<Intent<S, B>> {
-        let durable = self.intents.begin(range);
-        let intent = Intent { volume: Rc::clone(self), range };
-        if !durable {
+        let marked = self.intents.begin(range);
+        let shut = self.set.fills.shut(self.inode, range.start.0, range.end().0);
+        let intent = Intent { volume: Rc::clone(self), range, shut };
+        if let Err(e) = self.announce(range, marked).await {
+            self.survive(e).await?;
+        }
+        Ok(intent)
+    }
+
+    async fn announce(self: &Rc<Self>, range: Extent, marked: bool) -> Result<()> {
+        if !marked {
             let _turn = self.intents.turn.acquire(1).await;
             if !self.intents.is_durable(range) {
                 self.write_intents(false).await?;
             }
         }
-        Ok(intent)
+        if self.set.invalidate_clean(self.inode, range.start.0, range.end().0).await? {
+            self.set.commit_all().await?;
+        }
+        Ok(())
     }
 
     /// Writes the marks. The caller has their turn.
@@ -251,7 +263,8 @@ impl<S: BlockDevice, B: BlockDevice> Volume<S, B> {
             return Ok(()); // such a set is opened without its clean data
         }
         let volume = self.sb.borrow().uuid;
-        let page = self.intents.page(self.set.uuid, volume, self.set.rt.now(), all);
+        let owner = Owner::of(&self.set.superblock());
+        let page = self.intents.page(owner, volume, self.set.rt.now(), all);
         self.set.write_meta(intent::PAGE_SECTOR, &page).await?;
         self.intents.written(&page);
         Ok(())
@@ -335,10 +348,12 @@ const TIDY_UP: Duration = Duration::from_secs(5);
 pub(crate) struct Intent<S: BlockDevice, B: BlockDevice> {
     volume: Rc<Volume<S, B>>,
     range: Extent,
+    shut: usize,
 }
 
 impl<S: BlockDevice, B: BlockDevice> Drop for Intent<S, B> {
     fn drop(&mut self) {
+        self.volume.set.fills.reopen(self.shut);
         self.volume.intents.end(self.range, self.volume.set.rt.now());
     }
 }

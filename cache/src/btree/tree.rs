@@ -314,27 +314,32 @@ impl<S: BlockDevice> Set<S> {
         Ok(true)
     }
 
-    /// Removes clean coverage of `[start, end)` and leaves dirty data alone.
+    /// Removes clean coverage of `[start, end)` and leaves dirty data alone. Whether there was any: it is
+    /// gone for good with the journal.
     pub(crate) async fn invalidate_clean(
         self: &Rc<Self>,
         inode: u32,
         start: u64,
         end: u64,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         self.fills.lose(inode, start, end);
-        let mut at = start;
+        let (mut at, mut any) = (start, false);
         while at < end {
-            let leaf = self.ready_leaf(Pos::new(inode, at), Log::Journal).await?;
-            let here = end_in(&leaf, inode, end);
-            let clean = self.clean_stretch(&leaf, inode, at, here).map_err(|c| self.broken(c))?;
-            let Some((from, to)) = clean else {
-                at = here;
+            let mut leaf = self.leaf(Pos::new(inode, at)).await?;
+            let mut clean = self.clean_stretch(&leaf, inode, at, end_in(&leaf, inode, end));
+            if let Ok(Some(_)) = clean {
+                // Only now make room, and look again: it may have taken time.
+                leaf = self.ready_leaf(Pos::new(inode, at), Log::Journal).await?;
+                clean = self.clean_stretch(&leaf, inode, at, end_in(&leaf, inode, end));
+            }
+            let Some((from, to)) = clean.map_err(|c| self.broken(c))? else {
+                at = end_in(&leaf, inode, end);
                 continue;
             };
             self.apply(&leaf, Key::invalidation(inode, from, to), Log::Journal, 0)?;
-            at = to;
+            (at, any) = (to, true);
         }
-        Ok(())
+        Ok(any)
     }
 
     /// The first stretch of a leaf's part of `[start, end)` that begins with clean data and has no dirty

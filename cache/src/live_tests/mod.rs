@@ -115,7 +115,7 @@ pub(super) async fn open(rt: &Rt, ssd: &SimDisk, hdd: &SimDisk) -> Rc<SimCache> 
 }
 
 /// Reads all of the volume in pieces of random length.
-pub(super) async fn read_all(cache: &SimCache, pool: &BufPool, chance: &Prng) -> Vec<u8> {
+pub(super) async fn read_all(cache: &impl BlockDevice, pool: &BufPool, chance: &Prng) -> Vec<u8> {
     let geometry = cache.geometry();
     let mut all = Vec::new();
     let mut at = 0;
