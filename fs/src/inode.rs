@@ -29,6 +29,11 @@ impl InodeId {
         InodeId { root: tree, ino: PLACEHOLDER }
     }
 
+    /// Whether it is an empty folder that a snapshot shows in place of a nested subvolume.
+    pub fn is_empty_folder(&self) -> bool {
+        self.is_placeholder()
+    }
+
     pub(crate) fn is_placeholder(&self) -> bool {
         self.ino == PLACEHOLDER
     }

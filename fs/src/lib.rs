@@ -53,7 +53,7 @@
 //! | `tree` | blocks in memory, their cache, cursors, making new ones |
 //! | `supers` | superblocks, and the devices they gather |
 //! | `access` | trees and blocks for tools: cursors, raw copies, all faults of a block |
-//! | `fs`, `inode`, `dir`, `file`, `subvol`, `compress` | what users touch |
+//! | `fs`, `inode`, `dir`, `file`, `holes`, `subvol`, `paths`, `compress` | what users touch |
 //! | `image`, `inspect` | metadata dumps; looking without believing |
 //! | [`export`] | files out of it, also where it is damaged |
 //! | [`send`] | a snapshot as a stream |
@@ -89,10 +89,12 @@ pub mod export;
 mod file;
 pub mod format;
 mod fs;
+mod holes;
 mod image;
 mod inode;
 pub mod inspect;
 mod mkfs;
+mod paths;
 mod raid;
 pub mod send;
 mod subvol;

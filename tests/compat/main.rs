@@ -8,6 +8,7 @@ mod fio;
 mod golden;
 mod kernel_fs;
 mod keys;
+mod look;
 mod model;
 mod nbd_tools;
 mod qemu_tools;

@@ -21,6 +21,7 @@ pub mod fault;
 pub mod fio;
 pub mod golden;
 pub mod ledger;
+pub mod loop_mount;
 pub mod model;
 pub mod mount;
 pub mod nbd;

@@ -2,10 +2,12 @@
 
 mod export;
 mod inspect;
+mod mount;
 mod send;
 
 pub use export::FsExport;
 pub use inspect::*;
+pub use mount::FsMount;
 pub use send::{FsSend, FsSendDump};
 mod check;
 
@@ -28,6 +30,8 @@ pub enum FsVerb {
     Cat(FsPath),
     /// Print what is known of a file, or of the file system
     Stat(FsStat),
+    /// Show it as folders of this machine, read-only, through FUSE, until Ctrl-C or an unmount
+    Mount(FsMount),
     /// Copy files out of it into a folder, also where it is damaged
     Export(FsExport),
     /// Write a snapshot, or what changed since another, as a stream for `btrfs receive`

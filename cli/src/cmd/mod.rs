@@ -61,6 +61,8 @@ fn start_log(verbose: u8, quiet: bool) {
         2 => "debug",
         _ => "trace",
     };
+    // The FUSE library warns of what is none of a user's business, as a mount that has ended already.
+    let default = format!("{default},fuser=error");
     let filter = EnvFilter::try_from_env("VARVE_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     // A second start in one process (tests) keeps the first log.
     let _ = tracing_subscriber::fmt()

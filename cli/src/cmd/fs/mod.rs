@@ -6,6 +6,7 @@ mod dump_tree;
 mod export;
 mod image;
 mod log;
+mod mount;
 mod rescue;
 mod send;
 mod target;
@@ -39,6 +40,7 @@ pub(crate) async fn run(rt: &Rt, verb: FsVerb) -> anyhow::Result<Outcome> {
         FsVerb::Ls(args) => ls(rt, args).await,
         FsVerb::Cat(args) => cat(rt, args).await,
         FsVerb::Stat(args) => stat(rt, args).await,
+        FsVerb::Mount(args) => mount::run(rt, args).await,
         FsVerb::Export(args) => export::run(rt, args).await,
         FsVerb::Send(args) => send::run(rt, args).await,
         FsVerb::SendDump(args) => send::dump(&args),

@@ -1,0 +1,158 @@
+//! `varve fs mount`: a file system as folders of this machine, through FUSE, read-only.
+//!
+//! ```text
+//! kernel --/dev/fuse--> fuser's thread --mailbox--> the lane: a task for each request
+//!    ^                                                               |
+//!    +--------------------------- answer ----------------------------+
+//! ```
+//!
+//! The engine lives on one lane, so the thread that the kernel talks to only forwards ([`ask`]); tasks
+//! on the lane ([`answer`]) wait for devices beside each other. Nothing ever changes, so the kernel is
+//! told to keep what it has seen.
+
+mod ahead;
+mod answer;
+mod ask;
+mod nodes;
+
+use super::source;
+use crate::args::FsMount;
+use crate::config::{StackConfig, image_and_path};
+use crate::failure::{Outcome, usage};
+use anyhow::Context;
+use ask::{Ask, Asker};
+use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use varve_block::rt::Signals;
+use varve_block::sync::{Either, LocalSemaphore, MailReceiver, mailbox, select};
+use varve_block::{Dyn, Rt};
+use varve_fs::{Fs, InodeId};
+
+/// Requests that wait for their turn; the kernel's thread is held when there are more.
+const QUEUE: usize = 256;
+/// Requests that are worked on at once.
+const AT_ONCE: usize = 64;
+
+pub(super) async fn run(rt: &Rt, mut args: FsMount) -> anyhow::Result<Outcome> {
+    let Some(dir) = args.at.pop().map(PathBuf::from) else {
+        return usage("where to? give a folder to mount on");
+    };
+    if !dir.is_dir() {
+        return usage(format!("{} is no folder to mount on", dir.display()));
+    }
+    let (image, extra) = image_and_path(&args.at, &args.source.stack, true)?;
+    if let Some(extra) = extra {
+        return usage(format!("unexpected argument {extra:?}"));
+    }
+    // Before anything is opened: what has been mounted must be unmounted.
+    let signals = rt.signals()?;
+    let config = StackConfig::new(&args.source.stack, image.as_deref())?;
+    let name = config.backing.display().to_string();
+    let devices = source::devices(rt, config, &args.source.devices).await?;
+    let fs = open(devices, &args).await.with_context(|| format!("no btrfs to read on {name}"))?;
+    let (queue, asked) = mailbox(QUEUE);
+    let asker = Asker::new(queue, args.allow_other);
+    let session = Session::new(asker, &dir, &options(&name, args.allow_other))
+        .and_then(Session::spawn)
+        .with_context(|| format!("{} cannot be mounted on", dir.display()))?;
+    if !args.quiet {
+        eprintln!("{name} is mounted on {}, read-only; Ctrl-C unmounts it", dir.display());
+    }
+    let server = Rc::new(answer::Server::new(rt.clone(), fs));
+    serve(rt, server, asked, session, signals, &dir).await?;
+    Ok(Outcome::Fine)
+}
+
+async fn open(devices: Vec<Dyn>, args: &FsMount) -> anyhow::Result<Fs<Dyn>> {
+    let mut options = source::options(&args.source);
+    options.ignore_data_csums = args.ignore_checksums;
+    options.subvolume = match args.subvol.as_deref() {
+        None => None,
+        Some(word) => match word.parse() {
+            Ok(id) => Some(id),
+            Err(_) => {
+                // By path, from the top level.
+                options.subvolume = Some(5);
+                let all = Fs::open_devices(devices.clone(), options.clone()).await?;
+                let id = all.resolve(word).await?;
+                if id != InodeId::root_of(id.root) {
+                    return usage(format!("{word} is no subvolume"));
+                }
+                Some(id.root)
+            }
+        },
+    };
+    Ok(Fs::open_devices(devices, options).await?)
+}
+
+/// What mount(8) shows. Devices and set-user-id bits stay dead unless modes are enforced for everybody:
+/// whoever owns an image could put anything into it.
+fn options(name: &str, allow_other: bool) -> Config {
+    let mut options = Config::default();
+    options.mount_options = vec![
+        MountOption::RO,
+        MountOption::FSName(name.to_owned()),
+        MountOption::Subtype("varve".into()),
+        MountOption::NoAtime,
+        MountOption::NoDev,
+        MountOption::NoSuid,
+    ];
+    if allow_other {
+        options.mount_options.push(MountOption::DefaultPermissions);
+        options.acl = SessionACL::All;
+    }
+    options
+}
+
+/// Answers until somebody unmounts it or a signal comes.
+async fn serve(
+    rt: &Rt,
+    server: Rc<answer::Server>,
+    mut asked: MailReceiver<Ask>,
+    session: BackgroundSession,
+    mut signals: Signals,
+    dir: &Path,
+) -> anyhow::Result<()> {
+    let slots = LocalSemaphore::new(AT_ONCE);
+    let answering = async {
+        while let Some(ask) = asked.recv().await {
+            let slot = slots.acquire(1).await;
+            let server = Rc::clone(&server);
+            rt.spawn(async move {
+                server.answer(ask).await;
+                drop(slot);
+            });
+        }
+    };
+    let mut answering = std::pin::pin!(answering);
+    match select(answering.as_mut(), signals.next()).await {
+        Either::Left(()) => {
+            // Somebody has unmounted it. Dropped, the session would do so once more, and hit whatever
+            // is mounted there by now.
+            std::mem::forget(session);
+            Ok(())
+        }
+        Either::Right(signal) => {
+            signal?;
+            // Requests go on being answered meanwhile, or the kernel would wait for ever.
+            let dir = dir.to_owned();
+            let mut unmounting = std::pin::pin!(rt.offload(move || unmount(session, &dir)));
+            match select(answering, unmounting.as_mut()).await {
+                Either::Left(()) => unmounting.await,
+                Either::Right(done) => done,
+            }
+        }
+    }
+}
+
+/// Where somebody still has a file open, the folder is freed at once and the files end with us.
+fn unmount(session: BackgroundSession, dir: &Path) -> anyhow::Result<()> {
+    let Err(error) = session.umount_and_join() else { return Ok(()) };
+    if error.raw_os_error() != Some(rustix::io::Errno::BUSY.raw_os_error()) {
+        return Err(error).with_context(|| format!("{} cannot be unmounted", dir.display()));
+    }
+    tracing::warn!("{} is still in use: whoever uses it gets errors from now on", dir.display());
+    rustix::mount::unmount(dir, rustix::mount::UnmountFlags::DETACH)
+        .with_context(|| format!("{} cannot be unmounted", dir.display()))
+}

@@ -1,0 +1,4 @@
+//! Looking at disks that the kernel wrote, and comparing what is seen with what the kernel and
+//! btrfs-progs see.
+
+mod mounted;
