@@ -5,7 +5,7 @@ use super::finding::{Code, Findings};
 use super::run::Run;
 use crate::chunk::ChunkMap;
 use crate::error::Place;
-use crate::format::chunk::{DevExtent, DevItem, RESERVED};
+use crate::format::chunk::{DevExtent, DevItem, RESERVED, Stripe};
 use crate::format::key::{ItemType, objectid};
 use crate::format::superblock::Superblock;
 use crate::tree::node::TreeBlock;
@@ -59,6 +59,7 @@ pub(crate) fn judge<D: BlockDevice>(run: &Run<'_, '_, D>, trees: &DeviceTrees) {
     dev_extents(&run.chunks, trees, findings);
     groups(&run.chunks, &run.space, findings);
     devices(run.sb(), trees, findings);
+    identities(run.sb(), &run.chunks, trees, findings);
     for member in run.reader.volume.members() {
         let Some(item) = trees.devices.get(&member.devid) else { continue };
         let (real, total) = (member.geometry.len.bytes(), item.total_bytes);
@@ -75,6 +76,33 @@ pub(crate) fn judge<D: BlockDevice>(run: &Run<'_, '_, D>, trees: &DeviceTrees) {
         let text =
             format!("super bytes used {} mismatches actual used {used}", run.sb().bytes_used);
         findings.add(Code::SuperTotals, Place::default(), text);
+    }
+}
+
+/// Each stripe names its device by number and by uuid; and the superblock's few chunks are those of the
+/// chunk tree. Where they are not, the kernel looks for a device that nobody has.
+fn identities(sb: &Superblock, chunks: &ChunkMap, trees: &DeviceTrees, findings: &Findings) {
+    let unknown = |stripe: &Stripe| {
+        let device = trees.devices.get(&stripe.devid)?;
+        (device.uuid != stripe.dev_uuid).then_some(device.uuid)
+    };
+    for (start, chunk) in chunks.iter() {
+        for stripe in &chunk.stripes {
+            if let Some(uuid) = unknown(stripe) {
+                let text = format!(
+                    "chunk {start}: a stripe is on device {} with uuid {}, but the device has {uuid}",
+                    stripe.devid, stripe.dev_uuid
+                );
+                findings.add(Code::DevItem, logical(start.0), text);
+            }
+        }
+    }
+    for (start, chunk) in sb.sys_chunks().unwrap_or_default() {
+        let here = chunks.find(start).filter(|(at, _)| *at == start);
+        if here.is_none_or(|(_, other)| *other != chunk) {
+            let text = format!("chunk {start} in the superblock is not the one in the chunk tree");
+            findings.add(Code::BlockGroupChunk, logical(start.0), text);
+        }
     }
 }
 

@@ -138,6 +138,9 @@ impl<'a> FilePass<'a> {
                 for name in InodeRef::each(data, key.offset).flatten() {
                     state.names += 1;
                     let dotdot = ino == objectid::FIRST_FREE && name.parent == ino;
+                    if dotdot && (name.index, name.name) != (0, b"..") {
+                        state.errors |= error::ODD_DIR_ITEM;
+                    }
                     if !dotdot {
                         self.names.inode_ref(ino, name.parent, name.index, name.name);
                     }
@@ -183,6 +186,10 @@ impl<'a> FilePass<'a> {
             }
             seen.push(entry.name);
             let DirItem { name, location, kind, .. } = entry;
+            if !leads_somewhere(location) {
+                self.odd_entry();
+                continue;
+            }
             self.names.entry(&Entry { parent: key.objectid, name, location, kind }, None);
         }
         if let Some(state) = &mut self.current {
@@ -198,6 +205,10 @@ impl<'a> FilePass<'a> {
         for entry in DirItem::each(data).flatten() {
             count += 1;
             let DirItem { name, location, kind, .. } = entry;
+            if !leads_somewhere(location) {
+                self.odd_entry();
+                continue;
+            }
             if let Some(state) = &mut self.current {
                 state.has_entries = true;
                 state.dir_bytes += 2 * name.len() as u64;
@@ -221,12 +232,27 @@ impl<'a> FilePass<'a> {
         }
     }
 
+    fn odd_entry(&mut self) {
+        if let Some(state) = &mut self.current {
+            state.errors |= error::ODD_DIR_ITEM;
+        }
+    }
+
     fn extent(&mut self, key: Key, data: &[u8]) {
         let Some(state) = &mut self.current else { return };
         let Ok(extent) = FileExtent::parse(data) else {
             state.errors |= error::BAD_FILE_EXTENT;
             return;
         };
+        // What encoding of preallocated space could mean, nobody knows.
+        let encoding = data.get(0x12..0x14).is_some_and(|bytes| bytes != [0, 0]);
+        if encoding && matches!(extent.body, Body::Prealloc(_)) {
+            state.errors |= error::BAD_FILE_EXTENT;
+        }
+        let future = extent.generation > self.around.generation;
+        if future && extent.covered().is_some() {
+            state.errors |= error::BAD_FILE_EXTENT;
+        }
         state.extent(key.offset, &extent, self.around);
         if !self.first || self.root == objectid::DATA_RELOC_TREE {
             return;
@@ -296,6 +322,12 @@ impl<'a> FilePass<'a> {
         }
         self.names
     }
+}
+
+/// Entries lead to inodes and to subvolumes. The kernel's rules let one pass that has no type at all,
+/// which no lookup follows.
+fn leads_somewhere(location: Key) -> bool {
+    [ItemType::INODE_ITEM, ItemType::ROOT_ITEM].contains(&location.kind)
 }
 
 impl FileExtent<'_> {

@@ -138,14 +138,9 @@ impl InodeState {
             Body::Regular(place) | Body::Prealloc(place) => {
                 let prealloc = matches!(extent.body, Body::Prealloc(_));
                 let inside = place.offset.checked_add(place.num_bytes);
-                let most = match packed || place.is_hole() {
-                    true => extent.ram_bytes,
-                    // Older kernels left other sizes in ram_bytes.
-                    false => extent.ram_bytes.max(place.disk_num_bytes),
-                };
                 let bad = place.num_bytes == 0
                     || !place.num_bytes.is_multiple_of(around.sectorsize)
-                    || inside.is_none_or(|end| end > most)
+                    || inside.is_none_or(|end| end > extent.ram_bytes)
                     || (prealloc && packed);
                 if bad {
                     self.errors |= error::BAD_FILE_EXTENT;

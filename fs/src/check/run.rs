@@ -33,6 +33,9 @@ use crate::tree::node::TreeBlock;
 use crate::volume::Volume;
 use varve_block::BlockDevice;
 
+/// The backref revision of every block written since 2009: the top byte of its flags.
+const BACKREF_MIXED: u64 = 1;
+
 /// A tree to walk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Job {
@@ -207,6 +210,22 @@ impl<D: BlockDevice> Run<'_, '_, D> {
     fn full_backref(&mut self, job: &Job, block: &TreeBlock) -> bool {
         let at = block.bytenr();
         let header = block.header();
+        let place = Place { root: Some(job.tree.id), logical: Some(at), ..Place::default() };
+        if self.first && header.flags >> 56 != BACKREF_MIXED && self.keyed_by_flag() {
+            let text = format!("bad backref revision {}, on [{at}]", header.flags >> 56);
+            self.findings.add(Code::FullBackref, place, text);
+        }
+        // A root belongs to one tree; what is below may come from the tree it was copied from.
+        let own_root = at == job.tree.root.block && objectid::is_file_tree(job.tree.id);
+        if self.first && own_root && header.owner != job.tree.id {
+            let text = format!(
+                "owner ref check failed [{at} {}]: root {} has a root block of tree {}",
+                block.size(),
+                job.tree.id,
+                header.owner
+            );
+            self.findings.add(Code::BlockParent, place, text);
+        }
         let says = self.space.full_backref.has(at.0);
         let id = job.tree.id;
         let reloc = id == objectid::TREE_RELOC || header.is_reloc();
@@ -222,12 +241,16 @@ impl<D: BlockDevice> Run<'_, '_, D> {
             reloc
         };
         if self.first && right != says && self.space.recorded.has(at.0) {
-            let place = Place { root: Some(id), logical: Some(at), ..Place::default() };
             let word = if says { "set" } else { "not set" };
             let text = format!("bad full backref, on [{at}]: it is {word} in the block's record");
             self.findings.add(Code::FullBackref, place, text);
         }
         right
+    }
+
+    /// Whether the file system is of this millennium: before, other rules held for references.
+    fn keyed_by_flag(&self) -> bool {
+        self.sb().incompat.contains(Incompat::MIXED_BACKREF)
     }
 
     /// The extent tree, whose records all other phases measure by.

@@ -136,6 +136,10 @@ fn load(path: &Path) -> Mem {
 }
 
 impl Image {
+    pub(crate) fn load(path: &Path) -> Image {
+        Image { name: path.display().to_string(), devices: vec![load(path)] }
+    }
+
     /// What the checker says of it, as a line of the table.
     pub(crate) fn check(self) -> Line {
         let Image { name, devices } = self;

@@ -6,6 +6,7 @@ mod corpus;
 mod table;
 
 use corpus::Corpus;
+use std::path::Path;
 use std::process::Command;
 use table::{Line, read_table};
 
@@ -78,4 +79,32 @@ fn lines_of_the_table_are_sorted_and_unique() {
     assert!(table.windows(2).all(|pair| pair[0].name < pair[1].name));
     let odd = |line: &&Line| (line.exit == 0) != line.codes.is_empty() && line.exit != 3;
     assert!(table.iter().find(odd).is_none());
+}
+
+/// The images that every clone carries.
+#[test]
+fn the_small_images_have_their_verdicts_too() {
+    let table = read_table(TABLE);
+    let folder =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/images/070-btrfs-progs-dumps");
+    let mut seen = 0;
+    for entry in std::fs::read_dir(folder).expect("the images") {
+        let path = entry.expect("an entry").path();
+        let file = path.file_name().expect("a name").to_string_lossy().into_owned();
+        if !file.ends_with(".img") {
+            continue;
+        }
+        let (number, name) = file.split_once('-').expect("NNN-NAME.img");
+        let line = table
+            .iter()
+            .find(|line| {
+                line.name.starts_with(&format!("fsck-tests/{number}-"))
+                    && line.name.ends_with(&format!("/{name}"))
+            })
+            .unwrap_or_else(|| panic!("{file}: no line"));
+        let found = corpus::Image::load(&path).check();
+        assert_eq!((found.exit, &found.codes), (line.exit, &line.codes), "{file}");
+        seen += 1;
+    }
+    assert_eq!(seen, 12);
 }

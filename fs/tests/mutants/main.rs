@@ -1,0 +1,10 @@
+//! The checker on images that were damaged on purpose, with checksums made right again: what each finding
+//! code is for is found under that code and no other, and nothing that can be written on a disk takes
+//! the checker down.
+//!
+//! `VARVE_MUTANTS=10000` makes that many random mutants instead of a few hundred;
+//! `VARVE_MUTANTS_TOOL=1` runs `btrfs check` on each as well and prints where the two differ.
+
+mod disk;
+mod random;
+mod rules;

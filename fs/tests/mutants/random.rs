@@ -1,0 +1,201 @@
+//! Random damage, most of it sealed, from a seed: whatever the checker says, it says it soon, in bounded
+//! memory and without panic, and the same words twice.
+
+use crate::disk::{Disk, codes, le32};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+const DUMPS: &[&[u8]] = &[
+    include_bytes!("../../../tests/images/070-btrfs-progs-dumps/020-keyed_block_ref.img"),
+    include_bytes!("../../../tests/images/070-btrfs-progs-dumps/020-extent_data_ref.img"),
+    include_bytes!("../../../tests/images/070-btrfs-progs-dumps/020-shared_data_ref_only.img"),
+    include_bytes!("../../../tests/images/070-btrfs-progs-dumps/032-qgroup_corrupted.img"),
+];
+const FEW: u64 = 300;
+/// No mutant of these small images may take longer, on a machine that does other things too.
+const SOON: Duration = Duration::from_secs(20);
+/// The test itself holds the images.
+const MEMORY_MAX: u64 = 1 << 30;
+
+/// xorshift64*.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        usize::try_from(self.roll() % (n.max(1) as u64)).expect("it fits")
+    }
+}
+
+/// Values that are near an edge.
+fn odd(dice: &mut Dice, old: u64) -> u64 {
+    match dice.below(9) {
+        0 => 0,
+        1 => u64::MAX,
+        2 => old.wrapping_add(1),
+        3 => old.wrapping_sub(1),
+        4 => old.wrapping_add(4096),
+        5 => old.wrapping_sub(4096),
+        6 => old ^ (1 << dice.below(64)),
+        7 => old.wrapping_shl(8),
+        _ => dice.roll(),
+    }
+}
+
+/// One word of one, two, four or eight bytes becomes another.
+fn change(bytes: &mut [u8], dice: &mut Dice) {
+    let width = [1, 2, 4, 8][dice.below(4)].min(bytes.len());
+    if width == 0 {
+        return;
+    }
+    let at = dice.below(bytes.len() - width + 1);
+    let mut word = [0; 8];
+    word[..width].copy_from_slice(&bytes[at..at + width]);
+    let new = odd(dice, u64::from_le_bytes(word)).to_le_bytes();
+    bytes[at..at + width].copy_from_slice(&new[..width]);
+}
+
+/// What was done, for a failure's message.
+#[allow(clippy::too_many_lines, reason = "one arm for each kind of damage")]
+fn mutate(disk: &mut Disk, dice: &mut Dice) -> String {
+    let blocks: Vec<u64> = disk.blocks.keys().copied().collect();
+    let at = blocks[dice.below(blocks.len())];
+    let mut block = disk.block(at);
+    let count = le32(&block, 96);
+    let slot = dice.below(count);
+    match dice.below(12) {
+        0 => {
+            for place in disk.blocks[&at].clone() {
+                let byte = disk.bytes(place + 200, 1)[0];
+                disk.write(place + 200, &[byte ^ 4]);
+            }
+            format!("unsealed flip in {at}")
+        }
+        1 => {
+            let size = disk.size() / 16 * (dice.below(16) as u64 + 1);
+            disk.truncate(size - size % 4096);
+            format!("cut at {size}")
+        }
+        2 => {
+            let at = 0x20 + dice.below(0x32b + 300 - 0x20);
+            let new = odd(dice, 0);
+            disk.edit_super(|sb| sb[at..at + 4].copy_from_slice(&new.to_le_bytes()[..4]));
+            format!("superblock byte {at}")
+        }
+        3 => {
+            change(&mut block[32..101], dice);
+            disk.put(at, block);
+            format!("header of {at}")
+        }
+        4 | 5 if count > 0 => {
+            let (from, len) =
+                if block[100] > 0 { (101 + 33 * slot, 33) } else { (101 + 25 * slot, 25) };
+            if let Some(head) = block.get_mut(from..from + len) {
+                change(head, dice);
+            }
+            disk.put(at, block);
+            format!("key or pointer {slot} of {at}")
+        }
+        6 if count > 1 && block[100] == 0 => {
+            let other = dice.below(count);
+            let (a, b) = (101 + 25 * slot, 101 + 25 * other);
+            for n in 0..17 {
+                block.swap(a + n, b + n);
+            }
+            disk.put(at, block);
+            format!("keys {slot} and {other} of {at} swapped")
+        }
+        7 => {
+            let other = blocks[dice.below(blocks.len())];
+            let mut twin = disk.block(other);
+            twin[48..56].copy_from_slice(&at.to_le_bytes());
+            disk.put(at, twin);
+            format!("{other} in place of {at}")
+        }
+        _ if block[100] == 0 && count > 0 => {
+            let head = 101 + 25 * slot;
+            let from = 101 + le32(&block, head + 17);
+            let to = from + le32(&block, head + 21);
+            if let Some(data) = block.get_mut(from..to) {
+                change(data, dice);
+            }
+            disk.put(at, block);
+            format!("item {slot} of {at}")
+        }
+        _ => {
+            let len = block.len();
+            change(&mut block[101..len], dice);
+            disk.put(at, block);
+            format!("somewhere in {at}")
+        }
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "real time, to see that it stays short")]
+#[test]
+fn no_mutant_takes_the_checker_down() {
+    let many = std::env::var("VARVE_MUTANTS").ok().and_then(|n| n.parse().ok()).unwrap_or(FEW);
+    let first = std::env::var("VARVE_MUTANTS_FROM").ok().and_then(|n| n.parse().ok()).unwrap_or(0);
+    let tool = std::env::var_os("VARVE_MUTANTS_TOOL").is_some();
+    let mut bases = vec![Disk::golden()];
+    bases.extend(DUMPS.iter().map(|dump| Disk::of_dump(dump)));
+    let mut clean = 0;
+    for seed in first..first + many {
+        let mut dice = Dice((seed + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let mut disk = bases[dice.below(bases.len())].clone();
+        let mut done = vec![mutate(&mut disk, &mut dice)];
+        for _ in 0..dice.below(3) {
+            if !tool {
+                done.push(mutate(&mut disk, &mut dice));
+            }
+        }
+        let start = Instant::now();
+        let what = format!("seed {seed}: {}", done.join(", "));
+        let verdict = std::panic::catch_unwind(|| disk.check());
+        let verdict = verdict.unwrap_or_else(|_| panic!("{what}: a panic"));
+        assert!(start.elapsed() < SOON, "{what}: {:?}", start.elapsed());
+        clean += usize::from(verdict.as_ref().is_ok_and(|checked| checked.is_clean()));
+        if tool {
+            compare(&disk, &verdict.map(|checked| (checked.is_clean(), codes(&checked))), &what);
+        }
+    }
+    println!("{many} mutants, {clean} of them clean");
+    assert!(clean < usize::try_from(many).expect("it fits") / 2, "most damage is seen");
+    let peak = peak_memory();
+    assert!(peak < MEMORY_MAX, "{peak} bytes of memory");
+}
+
+type Said = Result<(bool, std::collections::BTreeSet<String>), varve_fs::Error>;
+
+/// Prints where `btrfs check` is of another opinion.
+fn compare(disk: &Disk, ours: &Said, what: &str) {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("mutant");
+    disk.save(&path);
+    let out = Command::new("timeout").args(["20", "btrfs", "check"]).arg(&path).output();
+    let Ok(out) = out else { return };
+    let clean = matches!(ours, Ok((true, _)));
+    if out.status.success() == clean {
+        return;
+    }
+    let text = String::from_utf8_lossy(&out.stderr).into_owned();
+    let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('[')).take(3).collect();
+    println!(
+        "DIFFER {what}\n  ours {ours:?}\n  tool {:?} {}",
+        out.status.code(),
+        lines.join(" | ")
+    );
+}
+
+fn peak_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kib.unwrap_or(0) << 10
+}
