@@ -137,7 +137,7 @@ fn measure_one(place: &Place, options: &Options, candidate: &Candidate) -> Row {
     };
     let loads = LOADS.into_iter().filter(|l| l.name.contains(&options.load));
     let started = Server::start((candidate.command)(place), &place.socket);
-    let server = match started.and_then(|s| fio::fill(&place.socket, place.mib).map(|()| s)) {
+    let server = match started {
         Ok(server) => server,
         Err(e) => {
             row.figures = loads.map(|l| (l, Err(format!("{e:#}")))).collect();
@@ -145,7 +145,11 @@ fn measure_one(place: &Place, options: &Options, candidate: &Candidate) -> Row {
         }
     };
     for load in loads {
-        let figures = fio::run(&place.socket, place.mib, load, options.seconds, || server.cpu_s());
+        // Each load meets the same disk: what the one before left behind (an index in small pieces) is
+        // not what it measures.
+        let figures = fio::fill(&place.socket, place.mib).and_then(|()| {
+            fio::run(&place.socket, place.mib, load, options.seconds, || server.cpu_s())
+        });
         row.figures.push((load, figures.map_err(|e| format!("{e:#}"))));
     }
     row
