@@ -136,6 +136,9 @@ pub struct Serve {
     /// Where clients connect: unix:PATH or tcp:HOST:PORT; may be given several times
     #[arg(long, required = true, value_name = "ADDR")]
     pub listen: Vec<varve_nbd_server::Listen>,
+    /// Where `varve crypt suspend` and `resume` reach this server: unix:PATH, for its owner only
+    #[arg(long, value_name = "ADDR")]
+    pub control: Option<varve_nbd_server::Listen>,
     /// The export's name; clients that ask for none get it too
     #[arg(long, default_value = "", value_name = "NAME")]
     pub name: String,

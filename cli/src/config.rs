@@ -144,7 +144,11 @@ fn merged(flags: &StackArgs) -> anyhow::Result<StackArgs> {
     Ok(all)
 }
 
-fn secret_of(args: &StackArgs) -> anyhow::Result<Option<SecretSource>> {
+/// Where the secret comes from, if one of the flags says so.
+///
+/// # Errors
+/// [`crate::failure::Usage`] when several do.
+pub(crate) fn secret_of(args: &StackArgs) -> anyhow::Result<Option<SecretSource>> {
     let mut found = Vec::new();
     if let Some(path) = &args.key_file {
         found.push(SecretSource::KeyFile {

@@ -6,6 +6,7 @@
 pub mod args;
 mod cmd;
 mod config;
+mod control;
 pub mod failure;
 mod harden;
 mod live;

@@ -25,10 +25,19 @@ const CRYPT_POOL: usize = 64 << 20;
 /// The cache layer of a served stack.
 pub(crate) type LiveCache = Rc<Cache<FileDevice, FileDevice>>;
 
+/// The encryption layer of a served stack, and what unlocking it again takes. No secret is in it.
+#[derive(Clone)]
+pub(crate) struct LiveCrypt {
+    pub(crate) handle: VolumeHandle,
+    below: Dyn,
+    config: StackConfig,
+}
+
 /// An open stack.
 pub(crate) struct Stack {
     pub(crate) top: Dyn,
     pub(crate) cache: Option<LiveCache>,
+    pub(crate) crypt: Option<LiveCrypt>,
     /// What stands on what, bottom first, for people.
     pub(crate) layers: Vec<String>,
 }
@@ -80,8 +89,9 @@ pub(crate) async fn open(rt: &Rt, config: &StackConfig) -> anyhow::Result<Stack>
     };
     let mut stack = open_below_crypt(rt, config).await?;
     match add_crypt(rt, config, &secret, volume, &stack).await {
-        Ok((top, what)) => {
+        Ok((top, crypt, what)) => {
             stack.top = top;
+            stack.crypt = Some(crypt);
             stack.layers.push(what);
             Ok(stack)
         }
@@ -113,7 +123,7 @@ pub(crate) async fn open_to_format(
     signature::refuse_known(&device, force).await?;
     signature::wipe_bcache(&device).await?;
     let layers = vec![format!("disk {}", config.backing.display())];
-    Ok(Stack { top: Dyn::new(device), cache: None, layers })
+    Ok(Stack { top: Dyn::new(device), cache: None, crypt: None, layers })
 }
 
 fn secret_source(crypt: &CryptConfig) -> Option<&SecretSource> {
@@ -145,11 +155,11 @@ async fn open_below_crypt(rt: &Rt, config: &StackConfig) -> anyhow::Result<Stack
     if config.read_only {
         let view = CacheView::open(ssd, hdd).await?;
         layers.push("journal replayed in memory, read-only".to_owned());
-        return Ok(Stack { top: Dyn::new(view), cache: None, layers });
+        return Ok(Stack { top: Dyn::new(view), cache: None, crypt: None, layers });
     }
     let options = OpenOptions { mode: config.cache_mode.map(mode), ..OpenOptions::default() };
     let cache = Rc::new(Cache::open(rt, ssd, hdd, options).await?);
-    Ok(Stack { top: Dyn::new(Rc::clone(&cache)), cache: Some(cache), layers })
+    Ok(Stack { top: Dyn::new(Rc::clone(&cache)), cache: Some(cache), crypt: None, layers })
 }
 
 /// A disk without its cache: what is on it decides whether that is safe.
@@ -160,7 +170,7 @@ async fn uncached(config: &StackConfig, hdd: FileDevice) -> anyhow::Result<Stack
         return metadata_dump(config, hdd).await;
     }
     let Some(sb) = backing_super(&hdd).await? else {
-        return Ok(Stack { top: Dyn::new(hdd), cache: None, layers });
+        return Ok(Stack { top: Dyn::new(hdd), cache: None, crypt: None, layers });
     };
     match sb.state() {
         BackingState::None => {}
@@ -182,7 +192,7 @@ async fn uncached(config: &StackConfig, hdd: FileDevice) -> anyhow::Result<Stack
     let start = Sector(sb.data_offset);
     let end = Sector(hdd.geometry().len.0);
     let window = Window::new(hdd, Extent::between(start, end))?;
-    Ok(Stack { top: Dyn::new(window), cache: None, layers })
+    Ok(Stack { top: Dyn::new(window), cache: None, crypt: None, layers })
 }
 
 /// A dump of a file system's metadata, seen as the device that it was made of.
@@ -193,7 +203,7 @@ async fn metadata_dump(config: &StackConfig, file: FileDevice) -> anyhow::Result
     }
     let layers = vec![format!("metadata dump {name}")];
     let device = varve_fs::DumpDevice::open(file).await?;
-    Ok(Stack { top: Dyn::new(device), cache: None, layers })
+    Ok(Stack { top: Dyn::new(device), cache: None, crypt: None, layers })
 }
 
 /// The bcache superblock of a disk, if it has one.
@@ -225,7 +235,7 @@ async fn add_crypt(
     secret: &Arc<Key>,
     volume: Option<Volume>,
     stack: &Stack,
-) -> anyhow::Result<(Dyn, String)> {
+) -> anyhow::Result<(Dyn, LiveCrypt, String)> {
     let below = stack.top.clone();
     let volume = match volume {
         Some(volume) => volume,
@@ -240,8 +250,22 @@ async fn add_crypt(
         what.push_str(&format!(" ({})", flags.names().join(", ")));
     }
     let options = CryptOptions::new(&flags, config.workers);
-    let crypt = crypt_over(rt, below, volume, &options)?;
-    Ok((Dyn::new(crypt), what))
+    let crypt = crypt_over(rt, below.clone(), volume, &options)?;
+    let live = LiveCrypt { handle: crypt.volume().clone(), below, config: config.clone() };
+    Ok((Dyn::new(crypt), live, what))
+}
+
+/// Unlocks a suspended volume with any of its secrets. Reads only.
+pub(crate) async fn unlock_again(
+    rt: &Rt,
+    live: &LiveCrypt,
+    secret: &Arc<Key>,
+) -> anyhow::Result<Volume> {
+    let mut config = live.config.clone();
+    if let CryptConfig::Luks { key_slot, .. } = &mut config.crypt {
+        *key_slot = None;
+    }
+    unlock(rt, &config, secret, &live.below).await
 }
 
 /// Writes what the operator said about the volume into its header.

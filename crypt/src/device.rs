@@ -22,6 +22,7 @@
 
 mod hooks;
 mod spread;
+mod suspend;
 #[cfg(test)]
 mod tests;
 
@@ -44,6 +45,7 @@ use spread::{Spread, Work};
 #[cfg(any(test, feature = "mutations"))]
 pub use hooks::{Mutation, Observer};
 pub use spread::{WORKERS_MAX, Workers};
+pub use suspend::Suspended;
 
 /// Bytes that are encrypted or decrypted before other tasks of the lane get their turn: a request of
 /// a megabyte must not stall 4 KiB ones.
@@ -215,7 +217,7 @@ impl<D: BlockDevice> BlockDevice for Crypt<D> {
         let range = Extent::new(at, buf.sectors());
         self.admit(Op::Read, range)?;
         let _range = self.lock(range).await;
-        let volume = self.volume.get();
+        let volume = self.unlocked(Op::Read, range)?;
         if let Some(m) = volume.whole(range) {
             return self.read_piece(m, at, buf).await;
         }
@@ -244,7 +246,7 @@ impl<D: BlockDevice> BlockDevice for Crypt<D> {
         let range = Extent::new(at, data.sectors());
         self.admit(Op::Write, range)?;
         let _range = self.lock(range).await;
-        let volume = self.volume.get();
+        let volume = self.unlocked(Op::Write, range)?;
         match (volume.whole(range), data) {
             (Some(m), Data::Owned(buf)) => self.write_owned(m, at, buf, how).await,
             (Some(m), Data::Shared(view)) => {
@@ -275,7 +277,7 @@ impl<D: BlockDevice> BlockDevice for Crypt<D> {
             return Err(varve_block::Error::new(kind, Op::Discard, range, &self.geometry.dev));
         }
         let _range = self.lock(range).await;
-        for (m, piece) in self.volume.get().pieces(range) {
+        for (m, piece) in self.unlocked(Op::Discard, range)?.pieces(range) {
             self.below.discard(Extent::new(m.below(piece.start), piece.len)).await?;
         }
         Ok(())
@@ -288,7 +290,7 @@ impl<D: BlockDevice> BlockDevice for Crypt<D> {
             return Err(varve_block::Error::new(kind, Op::WriteZeroes, range, &self.geometry.dev));
         }
         let _range = self.lock(range).await;
-        let volume = self.volume.get();
+        let volume = self.unlocked(Op::WriteZeroes, range)?;
         for (m, part) in volume.pieces(range) {
             for piece in part.pieces(self.geometry.max_request) {
                 let zeroes = self.pool.take_zeroed(piece.len).await;
@@ -300,7 +302,7 @@ impl<D: BlockDevice> BlockDevice for Crypt<D> {
 
     async fn prefetch(&self, range: Extent) -> Io<()> {
         self.admit(Op::Prefetch, range)?;
-        for (m, piece) in self.volume.get().pieces(range) {
+        for (m, piece) in self.unlocked(Op::Prefetch, range)?.pieces(range) {
             self.below.prefetch(Extent::new(m.below(piece.start), piece.len)).await?;
         }
         Ok(())

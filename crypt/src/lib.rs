@@ -111,7 +111,7 @@ mod xts;
 pub use activation::{Activation, persist};
 pub use cipher::{Chain, CipherSpec, IvMode};
 pub use create::{FormatOptions, LuksVersion, Plan, Step, format};
-pub use device::{Crypt, CryptOptions, VolumeHandle, WORKERS_MAX, Workers};
+pub use device::{Crypt, CryptOptions, Suspended, VolumeHandle, WORKERS_MAX, Workers};
 #[cfg(any(test, feature = "mutations"))]
 pub use device::{Mutation, Observer};
 pub use error::{Corrupt, Error, Result, Skipped, printable};

@@ -8,6 +8,7 @@ mod media;
 mod memory;
 mod refusals;
 mod signals;
+mod suspend;
 
 use varve_tests::process::Finished;
 

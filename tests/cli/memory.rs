@@ -53,7 +53,7 @@ fn regions(pid: u32) -> Vec<Region> {
 }
 
 /// Every place where `needle` lies.
-fn find(pid: u32, needle: &[u8]) -> Vec<(u64, bool, String)> {
+pub(crate) fn find(pid: u32, needle: &[u8]) -> Vec<(u64, bool, String)> {
     let memory = File::open(format!("/proc/{pid}/mem")).expect("the server's memory");
     let mut places = Vec::new();
     let mut piece = vec![0; PIECE + needle.len()];

@@ -1,10 +1,12 @@
 //! The words of `varve crypt`.
 
 mod bench;
+mod control;
 mod header;
 mod keys;
 
 pub use bench::*;
+pub use control::*;
 pub use header::*;
 pub use keys::*;
 
@@ -45,6 +47,10 @@ pub enum CryptVerb {
     IsLuks(CryptIsLuks),
     /// Change label, subsystem, flags or a slot's priority (LUKS2)
     Config(CryptConfigure),
+    /// Wipe the key of a volume that is being served; its requests are held, not failed
+    Suspend(CryptSuspend),
+    /// Give a suspended volume its key back
+    Resume(CryptResume),
     /// Measure key derivations and ciphers on this machine
     Bench(CryptBench),
     /// List, import, export or remove tokens (LUKS2)

@@ -49,6 +49,7 @@ pub(crate) async fn run(rt: &Rt, args: Up) -> anyhow::Result<Outcome> {
         name: String::new(),
         intro: intro(&dir, made),
         quiet: args.quiet,
+        control: None,
     };
     serve(rt, stack, signals, plan).await
 }

@@ -9,6 +9,7 @@ use varve_block::{Prng, Sim};
 
 mod scenarios;
 mod spread;
+mod suspend;
 
 const DISK: Sectors = Sectors(4096);
 /// The payload of the plain volumes here starts at this sector.

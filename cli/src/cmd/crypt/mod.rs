@@ -1,6 +1,7 @@
 //! `varve crypt`: make, show and try encrypted volumes, and manage their keys and headers.
 
 mod bench;
+mod control;
 mod header;
 mod keys;
 mod pbkdf;
@@ -43,6 +44,8 @@ pub(crate) async fn run(rt: &Rt, verb: CryptVerb) -> anyhow::Result<Outcome> {
         CryptVerb::Uuid(args) => header::uuid(rt, args).await,
         CryptVerb::IsLuks(args) => header::is_luks(rt, args).await,
         CryptVerb::Config(args) => header::configure(rt, args).await,
+        CryptVerb::Suspend(args) => control::suspend(&args),
+        CryptVerb::Resume(args) => control::resume(&args),
         CryptVerb::Bench(args) => bench::run(rt, &args),
         CryptVerb::Token(verb) => token::run(rt, verb).await,
     }
