@@ -1,11 +1,12 @@
 //! Where a file has data, and where it has none: what `lseek` with SEEK_DATA and SEEK_HOLE tells.
 
 use crate::error::{Error, Result};
-use crate::format::file_extent::{Body, FileExtent};
+use crate::format::file_extent::{Body, Compression, FileExtent};
 use crate::format::key::{ItemType, Key};
 use crate::fs::Fs;
 use crate::inode::InodeId;
-use crate::tree::cursor::Cursor;
+use crate::tree::cursor::{Cursor, find_last};
+use crate::units::Logical;
 use varve_block::BlockDevice;
 
 impl<D: BlockDevice> Fs<D> {
@@ -39,6 +40,35 @@ impl<D: BlockDevice> Fs<D> {
             at = end;
         }
         Ok(Some(at.min(size)))
+    }
+
+    /// The address of a byte of a file: `None` where it is in a hole or inside a tree block. For a
+    /// compressed extent the address where that begins.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such file.
+    pub async fn logical_of(&self, id: InodeId, offset: u64) -> Result<Option<Logical>> {
+        self.inode(id).await?;
+        let subvolume = self.subvolume(id.root).await?;
+        let key = Key::new(id.ino, ItemType::EXTENT_DATA, offset);
+        let Some(item) = find_last(&self.volume, &subvolume.tree, key).await? else {
+            return Ok(None);
+        };
+        let Key { objectid, kind, offset: start } = item.key();
+        if (objectid, kind) != (id.ino, ItemType::EXTENT_DATA) {
+            return Ok(None);
+        }
+        let extent = FileExtent::parse(item.data())
+            .map_err(|wrong| Error::corrupt(format!("{id} offset {start}: {wrong}")))?;
+        let (Body::Regular(place) | Body::Prealloc(place)) = extent.body else { return Ok(None) };
+        let into = offset - start;
+        if place.is_hole() || into >= place.num_bytes {
+            return Ok(None);
+        }
+        Ok(match extent.compression {
+            Compression::None => place.disk_bytenr.checked_add(place.offset.saturating_add(into)),
+            _ => Some(place.disk_bytenr),
+        })
     }
 
     /// The first extent that ends behind `offset`: its start, its end, and whether it holds data.

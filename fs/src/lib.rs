@@ -55,6 +55,8 @@
 //! | `access` | trees and blocks for tools: cursors, raw copies, all faults of a block |
 //! | `fs`, `inode`, `dir`, `file`, `holes`, `subvol`, `paths`, `compress` | what users touch |
 //! | `image`, `inspect` | metadata dumps; looking without believing |
+//! | [`usage`] | block groups and devices, and how full they are |
+//! | [`owners`] | from addresses back to files |
 //! | [`export`] | files out of it, also where it is damaged |
 //! | [`send`] | a snapshot as a stream |
 //! | [`check`](mod@check) | every rule that spans blocks; finds, and never repairs |
@@ -94,6 +96,7 @@ mod image;
 mod inode;
 pub mod inspect;
 mod mkfs;
+pub mod owners;
 mod paths;
 mod raid;
 pub mod send;
@@ -101,6 +104,7 @@ mod subvol;
 mod supers;
 mod tree;
 mod units;
+pub mod usage;
 pub mod verify;
 mod volume;
 

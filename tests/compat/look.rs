@@ -1,4 +1,6 @@
 //! Looking at disks that the kernel wrote, and comparing what is seen with what the kernel and
 //! btrfs-progs see.
 
+mod csum_report;
 mod mounted;
+mod resolved;

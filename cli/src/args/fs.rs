@@ -1,12 +1,16 @@
 //! The words of `varve fs`.
 
+mod csum_report;
 mod export;
 mod inspect;
+mod look;
 mod mount;
 mod send;
 
+pub use csum_report::FsCsumReport;
 pub use export::FsExport;
 pub use inspect::*;
+pub use look::*;
 pub use mount::FsMount;
 pub use send::{FsSend, FsSendDump};
 mod check;
@@ -30,6 +34,21 @@ pub enum FsVerb {
     Cat(FsPath),
     /// Print what is known of a file, or of the file system
     Stat(FsStat),
+    /// Print label, uuid and devices
+    Show(FsLook),
+    /// Print how full each kind of space is
+    Df(FsLook),
+    /// Print how the devices' space is used
+    Usage(FsLook),
+    /// Subvolumes and snapshots
+    #[command(subcommand)]
+    Subvol(FsSubvol),
+    /// Print the paths of an inode number
+    InodeResolve(FsInodeResolve),
+    /// Print the files that use a logical address
+    LogicalResolve(FsLogicalResolve),
+    /// Say which files bad checksums are in, from kernel messages or by reading all data
+    CsumReport(FsCsumReport),
     /// Show it as folders of this machine, read-only, through FUSE, until Ctrl-C or an unmount
     Mount(FsMount),
     /// Copy files out of it into a folder, also where it is damaged

@@ -80,6 +80,14 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     })
 }
 
+/// A name or path for JSON: as text where it is some, else its bytes in hexadecimal digits.
+pub(crate) fn json(name: &[u8]) -> serde_json::Value {
+    match std::str::from_utf8(name) {
+        Ok(name) => name.into(),
+        Err(_) => serde_json::json!({ "hex": hex(name) }),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,6 +1,7 @@
 //! `varve fs`: make a file system, and read one without a kernel.
 
 mod check;
+mod csum_report;
 mod dump_super;
 mod dump_tree;
 mod export;
@@ -8,7 +9,9 @@ mod image;
 mod log;
 mod mount;
 mod rescue;
+mod resolve;
 mod send;
+mod show;
 mod target;
 
 use crate::args::{FsLs, FsMkfs, FsPath, FsStat, FsVerb, MetadataProfile};
@@ -40,6 +43,13 @@ pub(crate) async fn run(rt: &Rt, verb: FsVerb) -> anyhow::Result<Outcome> {
         FsVerb::Ls(args) => ls(rt, args).await,
         FsVerb::Cat(args) => cat(rt, args).await,
         FsVerb::Stat(args) => stat(rt, args).await,
+        FsVerb::Show(args) => show::show(rt, args).await,
+        FsVerb::Df(args) => show::df(rt, args).await,
+        FsVerb::Usage(args) => show::usage(rt, args).await,
+        FsVerb::Subvol(verb) => resolve::subvol(rt, verb).await,
+        FsVerb::InodeResolve(args) => resolve::inode(rt, args).await,
+        FsVerb::LogicalResolve(args) => resolve::logical(rt, args).await,
+        FsVerb::CsumReport(args) => csum_report::run(rt, args).await,
         FsVerb::Mount(args) => mount::run(rt, args).await,
         FsVerb::Export(args) => export::run(rt, args).await,
         FsVerb::Send(args) => send::run(rt, args).await,

@@ -1,0 +1,50 @@
+//! The words of looking at a file system as btrfs-progs does.
+
+use super::FsSource;
+use clap::{Args, Subcommand};
+use std::path::PathBuf;
+
+/// `show`, `df`, `usage`.
+#[derive(Args, Debug)]
+pub struct FsLook {
+    /// A file or device, in place of a stack
+    pub image: Option<PathBuf>,
+    #[command(flatten)]
+    pub source: FsSource,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct FsInodeResolve {
+    /// [IMAGE] INODE: the image in place of a stack, and the inode number
+    #[arg(value_name = "IMAGE|INODE", required = true)]
+    pub at: Vec<String>,
+    #[command(flatten)]
+    pub source: FsSource,
+    /// In this tree. Default: in every subvolume that has such an inode
+    #[arg(long, value_name = "ID")]
+    pub root: Option<u64>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct FsLogicalResolve {
+    /// [IMAGE] LOGICAL: the image in place of a stack, and the byte of the logical address space
+    #[arg(value_name = "IMAGE|LOGICAL", required = true)]
+    pub at: Vec<String>,
+    #[command(flatten)]
+    pub source: FsSource,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum FsSubvol {
+    /// List subvolumes and snapshots
+    List(FsLook),
+}
