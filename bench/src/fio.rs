@@ -1,4 +1,4 @@
-//! One fio job against one socket.
+//! One fio job against one socket, or one file.
 
 use anyhow::{Context, bail};
 use serde_json::Value;
@@ -51,14 +51,39 @@ pub(crate) struct Figures {
     pub(crate) cpu_us: f64,
 }
 
+/// What fio reads and writes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Target<'a> {
+    /// A server's Unix socket.
+    Socket(&'a Path),
+    /// A file, without the page cache and without a server: what the medium gives.
+    Direct(&'a Path),
+}
+
+impl Target<'_> {
+    fn args(self) -> Vec<String> {
+        match self {
+            Target::Socket(path) => vec![
+                "--ioengine=nbd".to_owned(),
+                format!("--uri=nbd+unix:///?socket={}", path.display()),
+            ],
+            Target::Direct(path) => vec![
+                "--ioengine=io_uring".to_owned(),
+                "--direct=1".to_owned(),
+                format!("--filename={}", path.display()),
+            ],
+        }
+    }
+}
+
 /// Fills the whole export with data that does not compress, so that reads are of something.
-pub(crate) fn fill(socket: &Path, mib: u64) -> anyhow::Result<()> {
-    fio(socket, mib, &["--rw=write", "--bs=1M", "--iodepth=8", "--end_fsync=1"]).map(|_| ())
+pub(crate) fn fill(target: Target<'_>, mib: u64) -> anyhow::Result<()> {
+    fio(target, mib, &["--rw=write", "--bs=1M", "--iodepth=8", "--end_fsync=1"]).map(|_| ())
 }
 
 /// Runs one load for `seconds` after a second of warm-up.
 pub(crate) fn run(
-    socket: &Path,
+    target: Target<'_>,
     mib: u64,
     load: Load,
     seconds: u32,
@@ -72,7 +97,7 @@ pub(crate) fn run(
         format!("--runtime={seconds}"),
     ];
     let before = cpu_s()?;
-    let out = fio(socket, mib, &timed.iter().map(String::as_str).collect::<Vec<_>>())?;
+    let out = fio(target, mib, &timed.iter().map(String::as_str).collect::<Vec<_>>())?;
     let cpu = cpu_s()? - before;
     let side = &out["jobs"][0][if load.writes { "write" } else { "read" }];
     let number = |v: &Value| v.as_f64().unwrap_or(0.0);
@@ -91,11 +116,11 @@ pub(crate) fn run(
     })
 }
 
-fn fio(socket: &Path, mib: u64, args: &[&str]) -> anyhow::Result<Value> {
+fn fio(target: Target<'_>, mib: u64, args: &[&str]) -> anyhow::Result<Value> {
     let out = Command::new("fio")
-        .args(["--name=bench", "--ioengine=nbd", "--output-format=json", "--thread=1"])
+        .args(["--name=bench", "--output-format=json", "--thread=1"])
         .args(["--randrepeat=0", "--norandommap=1", "--refill_buffers=0"])
-        .arg(format!("--uri=nbd+unix:///?socket={}", socket.display()))
+        .args(target.args())
         .arg(format!("--size={mib}M"))
         .args(args)
         .output()

@@ -1,6 +1,6 @@
 //! Which servers, over what, under which loads.
 
-use crate::fio::{self, LOADS};
+use crate::fio::{self, LOADS, Target};
 use crate::server::Server;
 use crate::table::{self, Row};
 use anyhow::{Context, bail};
@@ -37,8 +37,11 @@ struct Candidate {
     class: &'static str,
     name: &'static str,
     ours: bool,
-    command: Box<dyn Fn(&Place) -> Command>,
+    /// None: no server, fio on the raw file.
+    command: Option<StartServer>,
 }
+
+type StartServer = Box<dyn Fn(&Place) -> Command>;
 
 impl Candidate {
     fn takes_part(&self, select: Select) -> bool {
@@ -49,6 +52,9 @@ impl Candidate {
         }
     }
 }
+
+/// The name of the row that no server stands behind.
+pub(crate) const MEDIUM: &str = "fio O_DIRECT";
 
 /// The class of our own volume with large sectors, which no rival opens.
 pub(crate) const LUKS2: &str = "file + LUKS2 (4096)";
@@ -136,20 +142,26 @@ fn measure_one(place: &Place, options: &Options, candidate: &Candidate) -> Row {
         figures: Vec::new(),
     };
     let loads = LOADS.into_iter().filter(|l| l.name.contains(&options.load));
-    let started = Server::start((candidate.command)(place), &place.socket);
-    let server = match started {
+    let started =
+        candidate.command.as_ref().map(|command| Server::start(command(place), &place.socket));
+    let server = match started.transpose() {
         Ok(server) => server,
         Err(e) => {
             row.figures = loads.map(|l| (l, Err(format!("{e:#}")))).collect();
             return row;
         }
     };
+    let raw = place.file("raw");
+    let target = match server {
+        Some(_) => Target::Socket(&place.socket),
+        None => Target::Direct(&raw),
+    };
+    let cpu_s = || server.as_ref().map_or(Ok(0.0), Server::cpu_s);
     for load in loads {
         // Each load meets the same disk: what the one before left behind (an index in small pieces) is
         // not what it measures.
-        let figures = fio::fill(&place.socket, place.mib).and_then(|()| {
-            fio::run(&place.socket, place.mib, load, options.seconds, || server.cpu_s())
-        });
+        let figures = fio::fill(target, place.mib)
+            .and_then(|()| fio::run(target, place.mib, load, options.seconds, cpu_s));
         row.figures.push((load, figures.map_err(|e| format!("{e:#}"))));
     }
     row
@@ -214,13 +226,13 @@ fn candidates() -> Vec<Candidate> {
         class,
         name,
         ours: false,
-        command: Box::new(command),
+        command: Some(Box::new(command)),
     };
     let own = |class, name, command: fn(&Place) -> Command| Candidate {
         class,
         name,
         ours: true,
-        command: Box::new(command),
+        command: Some(Box::new(command)),
     };
     vec![
         rival("memory", "nbdkit null", |p| with(nbdkit(p), &["null", &format!("{}M", p.mib)])),
@@ -231,6 +243,7 @@ fn candidates() -> Vec<Candidate> {
             c.arg("ram").arg(&p.socket).arg(p.mib.to_string());
             c
         }),
+        Candidate { class: "file", name: MEDIUM, ours: false, command: None },
         rival("file", "nbdkit file", |p| with(nbdkit(p), &["file", &path(p, "raw")])),
         rival("file", "qemu-nbd raw", |p| with(qemu_nbd(p), &["-f", "raw", &path(p, "raw")])),
         own("file", "varve", |p| serve(p, &["--backing", "raw"])),

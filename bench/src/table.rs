@@ -1,6 +1,7 @@
 //! The table: a row per server and load, and Varve's ratio to the rivals that served the same thing.
 
 use crate::fio::{Figures, Load};
+use crate::suite::MEDIUM;
 use serde_json::{Value, json};
 use std::fmt::Write;
 
@@ -55,14 +56,15 @@ pub(crate) fn text(rows: &[Row]) -> String {
     out
 }
 
-/// Ours against each rival of the class; the full stack and LUKS2 against the rivals of `file + LUKS`.
+/// Ours against each rival of the class, and against the bare medium; the full stack and LUKS2 against the
+/// rivals of `file + LUKS`.
 fn ratios(rows: &[Row], row: &Row, load: Load, f: &Figures) -> Vec<(String, f64)> {
     if !row.ours {
         return Vec::new();
     }
     let encrypted = ["full stack", crate::suite::LUKS2].contains(&row.class);
     let class = if encrypted { "file + LUKS" } else { row.class };
-    let rivals = rows.iter().filter(|r| !r.ours && r.class == class);
+    let rivals = rows.iter().filter(|r| !r.ours && (r.class == class || r.server == MEDIUM));
     let rate_of = |r: &Row| {
         let same = r.figures.iter().find(|(l, _)| *l == load)?;
         same.1.as_ref().ok().map(|rf| (r.server.clone(), rate(load, f) / rate(load, rf)))
