@@ -10,6 +10,7 @@ mod control;
 pub mod failure;
 mod harden;
 mod live;
+mod notify;
 mod secret;
 mod signature;
 mod size;

@@ -4,11 +4,13 @@ mod bench;
 mod control;
 mod header;
 mod keys;
+mod reproduce;
 
 pub use bench::*;
 pub use control::*;
 pub use header::*;
 pub use keys::*;
+pub use reproduce::*;
 
 use super::StackArgs;
 use crate::size::Size;
@@ -51,6 +53,8 @@ pub enum CryptVerb {
     Suspend(CryptSuspend),
     /// Give a suspended volume its key back
     Resume(CryptResume),
+    /// Reproduce metadata corruption on encrypted disks (March 2024) in a simulated world, from a seed
+    Reproduce(CryptReproduce),
     /// Measure key derivations and ciphers on this machine
     Bench(CryptBench),
     /// List, import, export or remove tokens (LUKS2)

@@ -5,7 +5,7 @@ use crate::config::StackConfig;
 use crate::control::Control;
 use crate::failure::{Outcome, usage};
 use crate::stack::{self, Stack};
-use crate::{live, size::Size};
+use crate::{live, notify, size::Size};
 use std::path::PathBuf;
 use std::sync::Arc;
 use varve_block::rt::Signals;
@@ -77,7 +77,9 @@ pub(crate) async fn serve(
             false => live::watch(rt.clone(), shared, stack.cache.clone()).await,
         }
     };
+    notify::ready();
     let ended = select(signals.next(), watched).await;
+    notify::stopping();
     live::finish();
     if let Some(control) = control {
         control.cancel().await;

@@ -5,6 +5,7 @@ mod control;
 mod header;
 mod keys;
 mod pbkdf;
+mod reproduce;
 mod target;
 mod token;
 
@@ -46,6 +47,7 @@ pub(crate) async fn run(rt: &Rt, verb: CryptVerb) -> anyhow::Result<Outcome> {
         CryptVerb::Config(args) => header::configure(rt, args).await,
         CryptVerb::Suspend(args) => control::suspend(&args),
         CryptVerb::Resume(args) => control::resume(&args),
+        CryptVerb::Reproduce(args) => reproduce::run(&args),
         CryptVerb::Bench(args) => bench::run(rt, &args),
         CryptVerb::Token(verb) => token::run(rt, verb).await,
     }
