@@ -4,3 +4,4 @@
 mod csum_report;
 mod mounted;
 mod resolved;
+mod several;

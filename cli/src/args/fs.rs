@@ -47,6 +47,8 @@ pub enum FsVerb {
     InodeResolve(FsInodeResolve),
     /// Print the files that use a logical address
     LogicalResolve(FsLogicalResolve),
+    /// Look for older roots of a tree, to start a rescue from
+    FindRoot(FsFindRoot),
     /// Say which files bad checksums are in, from kernel messages or by reading all data
     CsumReport(FsCsumReport),
     /// Show it as folders of this machine, read-only, through FUSE, until Ctrl-C or an unmount

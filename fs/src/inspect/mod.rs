@@ -6,6 +6,7 @@
 
 pub(crate) mod bytes;
 mod describe;
+mod find_root;
 mod log;
 mod reader;
 mod supers;
@@ -14,6 +15,7 @@ mod tests;
 mod zero_log;
 
 pub use describe::{Fields, Value, describe};
+pub use find_root::Candidate;
 pub use log::{LogEntry, LogTree};
 pub use reader::{Block, Inspector, RootEntry, Step, Walk};
 pub use supers::{SuperCopy, super_copies};

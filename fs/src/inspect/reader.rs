@@ -48,8 +48,16 @@ impl<D: BlockDevice> Inspector<D> {
     /// # Errors
     /// When there is no valid superblock at that place.
     pub async fn open(device: D, copy: usize) -> Result<Inspector<D>> {
+        Inspector::open_devices(vec![device], copy).await
+    }
+
+    /// As [`Inspector::open`], over several devices, in any order.
+    ///
+    /// # Errors
+    /// When there is no valid superblock at that place, or the devices do not belong together.
+    pub async fn open_devices(devices: Vec<D>, copy: usize) -> Result<Inspector<D>> {
         let mut warnings = Vec::new();
-        let (members, sb) = gather(vec![device], copy, &mut warnings).await?;
+        let (members, sb) = gather(devices, copy, &mut warnings).await?;
         features(&sb)?;
         let rules = Rules::of(&sb).ok_or_else(|| Error::unsupported("unknown checksum type"))?;
         let volume = Volume::new(members, sb, rules, 16 << 20);

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::Value;
 use varve_tests::loop_mount::{self, LoopMount};
-use varve_tests::{process, varve};
+use varve_tests::{process, tool, varve};
 
 fn ours(dir: &Path, line: &str) -> Value {
     serde_json::from_str(&varve::varve(dir, line).ok()).expect("JSON")
@@ -30,6 +30,39 @@ fn behind(text: &str, word: &str) -> u64 {
         .take_while(char::is_ascii_digit)
         .collect();
     digits.parse().expect("a number")
+}
+
+/// `(address, generation, level)` of every candidate.
+type Roots = BTreeSet<(u64, u64, u64)>;
+
+#[test]
+fn older_roots_are_those_that_btrfs_find_root_finds() {
+    if !loop_mount::available() || !tool::have(&["btrfs-find-root"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let dir = dir.path();
+    loop_mount::rich_btrfs(&dir.join("disk.img"), &[]);
+    for tree in [1, 3] {
+        let found = ours(dir, &format!("fs find-root disk.img -t {tree} --json"));
+        let mine: Roots = found["found"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .map(|one| ["logical", "generation", "level"].map(|key| one[key].as_u64().expect(key)))
+            .map(|[at, generation, level]| (at, generation, level))
+            .collect();
+        let said = theirs(dir, &format!("btrfs-find-root -a -o {tree} disk.img"));
+        let said: Roots = said
+            .lines()
+            .filter(|line| line.starts_with("Found tree root") || line.starts_with("Well block"))
+            .map(|line| {
+                let at = if line.starts_with("Found") { "at" } else { "block" };
+                (behind(line, at), behind(line, "gen"), behind(line, "level"))
+            })
+            .collect();
+        assert!(mine.len() >= 2 && mine == said, "tree {tree}: {mine:?} {said:?}");
+    }
 }
 
 #[test]

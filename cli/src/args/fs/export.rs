@@ -2,6 +2,7 @@
 
 use crate::args::StackArgs;
 use clap::Args;
+use std::path::PathBuf;
 
 #[derive(Args, Debug)]
 pub struct FsExport {
@@ -11,6 +12,10 @@ pub struct FsExport {
     pub at: Vec<String>,
     #[command(flatten)]
     pub stack: StackArgs,
+    /// A further device of the file system; may be given several times, in any order. Unlocked with
+    /// the same key as the first where there is one
+    #[arg(long = "device", value_name = "DEV")]
+    pub devices: Vec<PathBuf>,
     /// Export this subvolume, by its number or path. Default: the one that a mount shows
     #[arg(long, value_name = "ID|PATH")]
     pub subvolume: Option<String>,

@@ -26,6 +26,10 @@ pub struct FsDumpSuper {
 pub struct FsDumpTree {
     #[command(flatten)]
     pub target: FsTarget,
+    /// A further device of the file system; may be given several times, in any order. Unlocked with
+    /// the same key as the first where there is one
+    #[arg(long = "device", value_name = "DEV")]
+    pub devices: Vec<PathBuf>,
     /// Only this tree: its number, or root, extent, chunk, dev, fs, csum, quota, uuid, free-space,
     /// block-group, log
     #[arg(long, short = 't', value_name = "TREE")]
@@ -95,6 +99,10 @@ pub enum FsLog {
 pub struct FsLogList {
     #[command(flatten)]
     pub target: FsTarget,
+    /// A further device of the file system; may be given several times, in any order. Unlocked with
+    /// the same key as the first where there is one
+    #[arg(long = "device", value_name = "DEV")]
+    pub devices: Vec<PathBuf>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -115,7 +123,8 @@ pub struct FsZeroLog {
     /// Do not ask
     #[arg(long, short = 'y')]
     pub yes: bool,
-    /// Where the old bytes are kept. Default: IMAGE.undo in the current folder
+    /// Where the old bytes are kept. Default: IMAGE.undo, beside an image, in the current folder for a
+    /// device
     #[arg(long, value_name = "FILE")]
     pub undo: Option<PathBuf>,
 }

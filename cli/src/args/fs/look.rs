@@ -43,6 +43,20 @@ pub struct FsLogicalResolve {
     pub json: bool,
 }
 
+#[derive(Args, Debug)]
+pub struct FsFindRoot {
+    /// A file or device, in place of a stack
+    pub image: Option<PathBuf>,
+    #[command(flatten)]
+    pub source: FsSource,
+    /// Of this tree. Default: 1, the root tree
+    #[arg(long, short = 't', value_name = "ID", default_value_t = 1)]
+    pub tree: u64,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 #[derive(Subcommand, Debug)]
 pub enum FsSubvol {
     /// List subvolumes and snapshots

@@ -12,6 +12,10 @@ pub struct FsSend {
     pub at: Vec<String>,
     #[command(flatten)]
     pub stack: StackArgs,
+    /// A further device of the file system; may be given several times, in any order. Unlocked with
+    /// the same key as the first where there is one
+    #[arg(long = "device", value_name = "DEV")]
+    pub devices: Vec<PathBuf>,
     /// Send only what is different from this snapshot, which the receiver has already
     #[arg(long, short = 'p', value_name = "SUBVOL")]
     pub parent: Option<String>,

@@ -1,6 +1,6 @@
 //! `varve fs dump-tree`: blocks and items, damaged or not.
 
-use super::target::reading;
+use super::target::reading_all;
 use crate::args::FsDumpTree;
 use crate::cmd::{output, text};
 use crate::failure::{Outcome, usage};
@@ -14,8 +14,8 @@ use varve_fs::format::superblock::RootPointer;
 use varve_fs::inspect::{Block, Fields, Inspector, RootEntry, Step, Value, Walk, describe};
 
 pub(super) async fn run(rt: &Rt, args: FsDumpTree) -> anyhow::Result<Outcome> {
-    let stack = reading(rt, &args.target).await?;
-    let fs = Inspector::open(stack.top, args.copy).await?;
+    let devices = reading_all(rt, &args.target, &args.devices).await?;
+    let fs = Inspector::open_devices(devices, args.copy).await?;
     for warning in fs.warnings() {
         eprintln!("varve: {warning}");
     }

@@ -1,10 +1,10 @@
 //! `varve fs export`: files out of a file system, whole or damaged, into a folder.
 
+use super::source;
 use crate::args::FsExport;
 use crate::cmd::output;
 use crate::config::{StackConfig, image_and_path};
 use crate::failure::{Outcome, usage};
-use crate::stack;
 use anyhow::Context;
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -25,10 +25,10 @@ pub(super) async fn run(rt: &Rt, mut args: FsExport) -> anyhow::Result<Outcome> 
     };
     let (image, path) = image_and_path(&args.at, &args.stack, true)?;
     let filter = filter(&args)?;
-    let config = StackConfig::new(&args.stack, image.as_deref())?.reading();
-    let top = stack::open(rt, &config).await?.top;
-    let name = config.backing.display();
-    let (rescued, start) = open(top, &args, path.as_deref())
+    let config = StackConfig::new(&args.stack, image.as_deref())?;
+    let name = config.backing.display().to_string();
+    let devices = source::devices(rt, config, &args.devices).await?;
+    let (rescued, start) = open(devices, &args, path.as_deref())
         .await
         .with_context(|| format!("no btrfs to export on {name}"))?;
     let Rescued { fs, notes } = rescued;
@@ -60,7 +60,7 @@ pub(super) async fn run(rt: &Rt, mut args: FsExport) -> anyhow::Result<Outcome> 
 
 /// The file system, and the folder in it where the export begins.
 async fn open(
-    top: Dyn,
+    devices: Vec<Dyn>,
     args: &FsExport,
     path: Option<&str>,
 ) -> anyhow::Result<(Rescued<Dyn>, InodeId)> {
@@ -73,14 +73,14 @@ async fn open(
     if let Some(subvolume) = args.subvolume.as_ref().filter(|_| options.subvolume.is_none()) {
         // By path, from the top level.
         options.subvolume = Some(5);
-        let all = open_rescue(vec![top.clone()], &options).await?;
+        let all = open_rescue(devices.clone(), &options).await?;
         let id = all.fs.resolve(subvolume).await?;
         if id != InodeId::root_of(id.root) {
             return usage(format!("{subvolume} is no subvolume"));
         }
         options.subvolume = Some(id.root);
     }
-    let rescued = open_rescue(vec![top], &options).await?;
+    let rescued = open_rescue(devices, &options).await?;
     let start = match path {
         None => rescued.fs.top(),
         Some(path) => rescued.fs.resolve(path).await?,

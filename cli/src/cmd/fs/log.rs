@@ -1,6 +1,6 @@
 //! `varve fs log list`: what was fsynced since the last commit.
 
-use super::target::reading;
+use super::target::reading_all;
 use crate::args::{FsLog, FsLogList};
 use crate::cmd::{output, text};
 use crate::failure::Outcome;
@@ -15,9 +15,9 @@ use varve_fs::{Fs, InodeId, OpenOptions};
 const DEPTH_MAX: usize = 4096;
 
 pub(super) async fn run(rt: &Rt, verb: FsLog) -> anyhow::Result<Outcome> {
-    let FsLog::List(FsLogList { target, json }) = verb;
-    let stack = reading(rt, &target).await?;
-    let entries = logged(&stack.top).await?;
+    let FsLog::List(FsLogList { target, devices, json }) = verb;
+    let devices = reading_all(rt, &target, &devices).await?;
+    let entries = logged(&devices).await?;
     if json {
         let list: Vec<_> = entries.iter().map(Logged::json).collect();
         output::json(&list)?;
@@ -71,12 +71,12 @@ fn text_of(path: &[u8]) -> serde_json::Value {
 
 /// The inodes of all logs that carry something. Trees other than the log may be broken: then paths
 /// begin where they can be read from.
-pub(super) async fn logged(device: &Dyn) -> anyhow::Result<Vec<Logged>> {
-    let inspector = Inspector::open(device.clone(), 0).await?;
+pub(super) async fn logged(devices: &[Dyn]) -> anyhow::Result<Vec<Logged>> {
+    let inspector = Inspector::open_devices(devices.to_vec(), 0).await?;
     let trees = inspector.log().await;
     let fs = match trees.is_empty() {
         true => None,
-        false => Fs::open(device.clone(), OpenOptions::default()).await.ok(),
+        false => Fs::open_devices(devices.to_vec(), OpenOptions::default()).await.ok(),
     };
     let mut all = Vec::new();
     for tree in trees {

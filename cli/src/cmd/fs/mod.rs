@@ -5,6 +5,7 @@ mod csum_report;
 mod dump_super;
 mod dump_tree;
 mod export;
+mod find_root;
 mod image;
 mod log;
 mod mount;
@@ -49,6 +50,7 @@ pub(crate) async fn run(rt: &Rt, verb: FsVerb) -> anyhow::Result<Outcome> {
         FsVerb::Subvol(verb) => resolve::subvol(rt, verb).await,
         FsVerb::InodeResolve(args) => resolve::inode(rt, args).await,
         FsVerb::LogicalResolve(args) => resolve::logical(rt, args).await,
+        FsVerb::FindRoot(args) => find_root::run(rt, args).await,
         FsVerb::CsumReport(args) => csum_report::run(rt, args).await,
         FsVerb::Mount(args) => mount::run(rt, args).await,
         FsVerb::Export(args) => export::run(rt, args).await,

@@ -76,7 +76,7 @@ async fn forget(stack: &Stack, args: &FsZeroLog) -> anyhow::Result<Outcome> {
         writeln!(out, "left alone: superblock {skipped}")?;
     }
     // Whatever of the log can be read is told; a log that cannot be is why people come here.
-    match logged(&stack.top).await {
+    match logged(std::slice::from_ref(&stack.top)).await {
         Ok(lost) if lost.is_empty() => {
             writeln!(out, "lost: nothing that can be read from the log")?
         }
@@ -107,11 +107,14 @@ async fn forget(stack: &Stack, args: &FsZeroLog) -> anyhow::Result<Outcome> {
     Ok(Outcome::Fine)
 }
 
-/// `IMAGE.undo` in the current folder: the disk itself may be a device.
+/// `IMAGE.undo`: beside a file, and for a device, whose folder is no place for files, in the current one.
 fn beside(disk: &std::path::Path) -> PathBuf {
     let mut name = disk.file_name().unwrap_or_default().to_owned();
     name.push(".undo");
-    PathBuf::from(name)
+    match disk.is_file() {
+        true => disk.with_file_name(name),
+        false => PathBuf::from(name),
+    }
 }
 
 fn confirmed() -> anyhow::Result<bool> {

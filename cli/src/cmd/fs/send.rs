@@ -1,11 +1,11 @@
 //! `varve fs send`: a snapshot as a stream for `btrfs receive`; `varve fs send-dump`: a stream for
 //! people.
 
+use super::source;
 use crate::args::{FsSend, FsSendDump};
 use crate::cmd::output;
 use crate::config::{StackConfig, image_and_path};
 use crate::failure::{Outcome, usage};
-use crate::stack;
 use anyhow::Context;
 use serde_json::{Value, json};
 use std::fs::File;
@@ -30,13 +30,14 @@ pub(super) async fn run(rt: &Rt, args: FsSend) -> anyhow::Result<Outcome> {
     if args.file.is_none() && io::stdout().is_terminal() {
         return usage("a stream is not for a terminal: give --file, or a pipe");
     }
-    let config = StackConfig::new(&args.stack, image.as_deref())?.reading();
-    let top = stack::open(rt, &config).await?.top;
+    let config = StackConfig::new(&args.stack, image.as_deref())?;
+    let name = config.backing.display().to_string();
+    let devices = source::devices(rt, config, &args.devices).await?;
     // Paths begin at the top level, whatever the default subvolume is.
     let options = OpenOptions { subvolume: Some(5), ..OpenOptions::default() };
-    let fs = Fs::open(top, options)
+    let fs = Fs::open_devices(devices, options)
         .await
-        .with_context(|| format!("no btrfs to read on {}", config.backing.display()))?;
+        .with_context(|| format!("no btrfs to read on {name}"))?;
     let id = subvolume(&fs, &path.unwrap_or_default()).await?;
     let mut options =
         SendOptions { version, compressed_data: args.compressed_data, ..SendOptions::default() };

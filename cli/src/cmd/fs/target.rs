@@ -1,5 +1,6 @@
 //! What every command of looking has in common: the device, and a file that appears whole or not.
 
+use super::source;
 use crate::args::FsTarget;
 use crate::config::StackConfig;
 use crate::stack::{self, Stack};
@@ -7,12 +8,22 @@ use anyhow::{Context, bail};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use varve_block::Rt;
+use varve_block::{Dyn, Rt};
 
 /// The stack, opened so that nothing can be written.
 pub(super) async fn reading(rt: &Rt, target: &FsTarget) -> anyhow::Result<Stack> {
     let config = StackConfig::new(&target.stack, target.image.as_deref())?.reading();
     stack::open(rt, &config).await
+}
+
+/// The stack and further devices of the same file system, opened so that nothing can be written.
+pub(super) async fn reading_all(
+    rt: &Rt,
+    target: &FsTarget,
+    more: &[PathBuf],
+) -> anyhow::Result<Vec<Dyn>> {
+    let config = StackConfig::new(&target.stack, target.image.as_deref())?;
+    source::devices(rt, config, more).await
 }
 
 /// The name of the disk, for messages and for files beside it.
