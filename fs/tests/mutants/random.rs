@@ -67,7 +67,9 @@ fn mutate(disk: &mut Disk, dice: &mut Dice) -> String {
     let blocks: Vec<u64> = disk.blocks.keys().copied().collect();
     let at = blocks[dice.below(blocks.len())];
     let mut block = disk.block(at);
-    let count = le32(&block, 96);
+    // Damage before this one may have left any count there.
+    let room = (block.len() - 101) / if block[100] > 0 { 33 } else { 25 };
+    let count = le32(&block, 96).min(room);
     let slot = dice.below(count);
     match dice.below(12) {
         0 => {
