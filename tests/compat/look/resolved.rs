@@ -76,7 +76,12 @@ fn numbers_and_paths_are_those_of_btrfs_progs() {
     theirs(dir, "cp --sparse=always kernel.img disk.img");
     let mounted = LoopMount::open(&dir.join("kernel.img"), "ro");
     let at = mounted.path().display().to_string();
+    space_is_the_same(dir, &at);
+    subvolumes_and_paths_are_the_same(dir, &at);
+    every_extent_has_the_same_users(dir, &at);
+}
 
+fn space_is_the_same(dir: &Path, at: &str) {
     let show = ours(dir, "fs show disk.img --json");
     let said = theirs(dir, &format!("btrfs filesystem show --raw {at}"));
     assert!(said.contains(show["uuid"].as_str().expect("a uuid")), "{said}");
@@ -106,7 +111,9 @@ fn numbers_and_paths_are_those_of_btrfs_progs() {
     ] {
         assert_eq!(usage[key], behind(&said, word), "{word} {said}");
     }
+}
 
+fn subvolumes_and_paths_are_the_same(dir: &Path, at: &str) {
     let list = lines(&varve::varve(dir, "fs subvol list disk.img").ok());
     assert_eq!(list, lines(&theirs(dir, &format!("btrfs subvolume list {at}"))));
     assert_eq!(list.len(), 2);
@@ -118,14 +125,16 @@ fn numbers_and_paths_are_those_of_btrfs_progs() {
         let mine =
             varve::varve(dir, &format!("fs inode-resolve disk.img {ino} --root {root}")).ok();
         let mine: BTreeSet<_> = lines(&mine);
-        let base = if path.starts_with("sub/") { format!("{at}/sub") } else { at.clone() };
+        let base = if path.starts_with("sub/") { format!("{at}/sub") } else { at.to_owned() };
         let said = theirs(dir, &format!("btrfs inspect-internal inode-resolve {ino} {base}"));
         let said: BTreeSet<_> =
-            lines(&said).into_iter().map(|line| line.replacen(&at, "", 1)).collect();
+            lines(&said).into_iter().map(|line| line.replacen(at, "", 1)).collect();
         assert_eq!(mine, said, "{path}");
     }
+}
 
-    // Every extent of the file tree, by the reference tool's own list of them.
+/// Every extent of the file tree, by the reference tool's own list of them.
+fn every_extent_has_the_same_users(dir: &Path, at: &str) {
     let dump = theirs(dir, "btrfs inspect-internal dump-tree -t 5 disk.img");
     let extents: BTreeSet<u64> = dump
         .lines()
@@ -142,14 +151,14 @@ fn numbers_and_paths_are_those_of_btrfs_progs() {
             "inspect-internal",
             "logical-resolve",
             &logical.to_string(),
-            &at,
+            at,
         ]));
         let mine = varve::varve(dir, &format!("fs logical-resolve disk.img {logical}"));
         if said.code != Some(0) || said.stdout.trim().is_empty() {
             continue; // nobody uses the first sector of it
         }
         let said: BTreeSet<_> =
-            lines(&said.stdout).into_iter().map(|line| line.replacen(&at, "", 1)).collect();
+            lines(&said.stdout).into_iter().map(|line| line.replacen(at, "", 1)).collect();
         assert_eq!(lines(&mine.ok()), said, "logical {logical}");
         compared += 1;
     }
