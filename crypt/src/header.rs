@@ -10,7 +10,7 @@ use crate::cipher::CipherSpec;
 use crate::error::{Corrupt, Error, Result, printable};
 use crate::format::luks1::Luks1;
 use crate::format::luks2::{self, HeaderCopy, Luks2};
-use crate::format::metadata::{KeyslotKind, Metadata, Segment, SegmentKind};
+use crate::format::metadata::{Metadata, Segment, SegmentKind};
 use crate::format::{MAGIC, MAGIC_SECONDARY};
 
 /// The header of a volume.
@@ -107,14 +107,11 @@ impl Header {
 /// one means nobody can say.
 pub(crate) fn check_requirements(metadata: &Metadata) -> Result<()> {
     let Some(requirement) = metadata.config.requirements.first() else { return Ok(()) };
-    let state = metadata.keyslots.values().find_map(|s| match &s.kind {
-        KeyslotKind::Reencrypt { mode, direction, .. } => Some(format!("mode {mode}, {direction}")),
-        _ => None,
-    });
-    Err(Error::unsupported(match state {
-        Some(state) => {
-            format!("a re-encryption is under way ({state}); finish it with cryptsetup reencrypt")
-        }
+    Err(Error::unsupported(match crate::reencrypt::describe(metadata) {
+        Some(state) => format!(
+            "a re-encryption is under way ({state}); finish it with: varve crypt reencrypt \
+             --resume-only (or cryptsetup reencrypt --resume-only)"
+        ),
         None => format!("the volume requires \"{}\" (check 13)", printable(requirement)),
     }))
 }

@@ -110,7 +110,12 @@ impl Header {
                     .filter(|(_, s)| !matches!(s.kind, KeyslotKind::Reencrypt { .. }))
                     .map(|(id, s)| (*id, s.priority))
                     .collect();
-                slots.sort_by_key(|(id, priority)| (std::cmp::Reverse(*priority), *id));
+                // An unbound slot may have the same secret as the volume's own: the volume's first.
+                let unbound =
+                    |slot| h.metadata.digest_of(slot).is_some_and(|(_, d)| d.segments.is_empty());
+                slots.sort_by_key(|(id, priority)| {
+                    (unbound(*id), std::cmp::Reverse(*priority), *id)
+                });
                 slots
             }
         }
@@ -312,6 +317,12 @@ fn luks2_kdf(slot: &Luks2Slot) -> Result<Kdf, String> {
 fn decode_salt(text: &str) -> Result<[u8; SALT_LEN], String> {
     let bytes = BASE64_STANDARD.decode(text).map_err(|_| "its salt is not base64 (check 29)")?;
     bytes.try_into().map_err(|_| "its salt is not 32 bytes (check 29)".into())
+}
+
+/// Whether digest `id` recognises `key`. The key may be any byte string that a digest was made of.
+pub(crate) fn recognised_by(h: &Luks2, id: u32, key: &Key, limits: &Limits) -> Result<bool> {
+    let digest = luks2_digest(h, id).map_err(Error::unsupported)?;
+    Ok(digest.recognises(key, limits)?.is_some())
 }
 
 /// A digest that could recognise a key. Anything odd about it is a failure to verify (check 18).

@@ -62,6 +62,11 @@
 //! a cut leaves the old state or the new one. What metadata promise (a keyslot's area) is written and
 //! flushed before them; what they no longer name is wiped as the operation's own file says.
 //!
+//! # Another key for the data
+//!
+//! [`reencrypt`] converts a volume in place, zone by zone, in LUKS2's own protocol: a cut at any write
+//! leaves a state that we and cryptsetup can take up again.
+//!
 //! # Hostile headers
 //!
 //! Everything in a header may have been chosen by somebody who does not know a passphrase. Every rule
@@ -101,6 +106,7 @@ mod keyfile;
 mod keyslot;
 mod manage;
 mod plain;
+pub mod reencrypt;
 pub mod speed;
 #[cfg(test)]
 mod testing;

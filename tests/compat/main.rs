@@ -12,5 +12,6 @@ mod look;
 mod model;
 mod nbd_tools;
 mod qemu_tools;
+mod reencrypt;
 mod show;
 mod up;

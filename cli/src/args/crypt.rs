@@ -4,12 +4,14 @@ mod bench;
 mod control;
 mod header;
 mod keys;
+mod reencrypt;
 mod reproduce;
 
 pub use bench::*;
 pub use control::*;
 pub use header::*;
 pub use keys::*;
+pub use reencrypt::*;
 pub use reproduce::*;
 
 use super::StackArgs;
@@ -41,6 +43,8 @@ pub enum CryptVerb {
     HeaderRestore(CryptHeaderRestore),
     /// Make a LUKS1 volume LUKS2, or the reverse, in place
     Convert(CryptConvert),
+    /// Give the data another key, or another cipher or sector size, in place (LUKS2)
+    Reencrypt(CryptReencrypt),
     /// Make a damaged or stale copy of the header whole again
     Repair(CryptRepair),
     /// Print the UUID, or set another

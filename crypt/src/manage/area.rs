@@ -23,9 +23,9 @@ pub struct Protection {
 
 /// Cipher and derived key length of an area.
 #[derive(Clone, Debug)]
-pub(super) struct AreaCipher {
-    pub(super) spec: CipherSpec,
-    pub(super) key_len: usize,
+pub(crate) struct AreaCipher {
+    pub(crate) spec: CipherSpec,
+    pub(crate) key_len: usize,
 }
 
 impl Default for AreaCipher {
@@ -37,8 +37,8 @@ impl Default for AreaCipher {
 }
 
 /// An area in memory.
-pub(super) struct Fresh {
-    pub(super) kdf: Kdf,
+pub(crate) struct Fresh {
+    pub(crate) kdf: Kdf,
     bytes: Zeroizing<Vec<u8>>,
     derived: Key,
     cipher: AreaCipher,
@@ -47,7 +47,7 @@ pub(super) struct Fresh {
 
 impl Fresh {
     /// Benchmarks, derives, splits, encrypts: work for a worker thread.
-    pub(super) fn make(
+    pub(crate) fn make(
         how: Protection,
         cipher: AreaCipher,
         volume_key: &Key,
@@ -63,7 +63,7 @@ impl Fresh {
 
     /// Writes the area, makes it durable, and proves that the key comes back out of what is stored.
     /// Only then may a header name it.
-    pub(super) async fn store<D: BlockDevice>(
+    pub(crate) async fn store<D: BlockDevice>(
         &self,
         device: &D,
         at: u64,
@@ -83,7 +83,7 @@ impl Fresh {
 
 /// Overwrites an area with noise, durably. One pass: flash keeps spare copies whatever is written, and
 /// on everything else one is enough.
-pub(super) async fn destroy<D: BlockDevice>(device: &D, at: u64, len: u64) -> Result<()> {
+pub(crate) async fn destroy<D: BlockDevice>(device: &D, at: u64, len: u64) -> Result<()> {
     const PIECE: u64 = 256 << 10;
     let mut noise = vec![0; usize::try_from(PIECE.min(len)).expect("at most 256 KiB")];
     let mut done = 0;

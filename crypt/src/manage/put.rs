@@ -19,7 +19,7 @@ use crate::hash::Hash;
 use crate::kdf::{self, Cost, Kdf, PBKDF2_ITERATIONS_MIN, Pbkdf, SALT_LEN};
 use crate::key::{self, Key};
 
-pub(super) fn draw(len: usize) -> Result<Key> {
+pub(crate) fn draw(len: usize) -> Result<Key> {
     for _ in 0..DRAWS_MAX {
         let key = Key::random(len)?;
         if !key.is_zero() {
@@ -115,7 +115,7 @@ fn put_slot(
     json: &mut serde_json::Value,
     put: &Put,
     mut slot: serde_json::Value,
-    digest: Option<(u32, [u8; SALT_LEN], Vec<u8>, Hash)>,
+    digest: Option<FreshDigest>,
 ) -> Result<()> {
     let id = put.slot.to_string();
     if let Some(old) = put.replaces {
@@ -146,7 +146,11 @@ fn put_slot(
     Ok(())
 }
 
-fn fresh_digest(how: Protection, key: &Key) -> Result<(u32, [u8; SALT_LEN], Vec<u8>, Hash)> {
+/// Iterations, salt, digest, hash.
+pub(crate) type FreshDigest = (u32, [u8; SALT_LEN], Vec<u8>, Hash);
+
+/// A digest that will recognise `key`.
+pub(crate) fn fresh_digest(how: Protection, key: &Key) -> Result<FreshDigest> {
     let clock = crate::create::wall_clock();
     let mut salt = [0; SALT_LEN];
     key::fill_random(&mut salt)?;

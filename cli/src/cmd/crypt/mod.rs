@@ -5,6 +5,7 @@ mod control;
 mod header;
 mod keys;
 mod pbkdf;
+mod reencrypt;
 mod reproduce;
 mod target;
 mod token;
@@ -41,6 +42,7 @@ pub(crate) async fn run(rt: &Rt, verb: CryptVerb) -> anyhow::Result<Outcome> {
         CryptVerb::HeaderBackup(args) => header::backup(rt, args).await,
         CryptVerb::HeaderRestore(args) => header::restore(rt, args).await,
         CryptVerb::Convert(args) => header::convert(rt, args).await,
+        CryptVerb::Reencrypt(args) => reencrypt::run(rt, args).await,
         CryptVerb::Repair(args) => header::repair(rt, args).await,
         CryptVerb::Uuid(args) => header::uuid(rt, args).await,
         CryptVerb::IsLuks(args) => header::is_luks(rt, args).await,
@@ -73,7 +75,7 @@ async fn format(rt: &Rt, args: CryptFormat) -> anyhow::Result<Outcome> {
     let made = async {
         let target = match &header {
             None => stack.top.clone(),
-            Some(path) => header_device(rt, path, &args).await?,
+            Some(path) => header_device(rt, path, args.luks_type, args.force).await?,
         };
         anyhow::Ok(varve_crypt::format(rt, &target, &options, &secret).await?)
     }
@@ -95,16 +97,21 @@ async fn format(rt: &Rt, args: CryptFormat) -> anyhow::Result<Outcome> {
 }
 
 /// A header file is made when it is not there.
-async fn header_device(rt: &Rt, path: &Path, args: &CryptFormat) -> anyhow::Result<Dyn> {
+async fn header_device(
+    rt: &Rt,
+    path: &Path,
+    luks_type: LuksType,
+    force: bool,
+) -> anyhow::Result<Dyn> {
     if !path.exists() {
-        let len = HEADER_FILE.iter().find(|(t, _)| *t == args.luks_type).map_or(0, |(_, len)| *len);
+        let len = HEADER_FILE.iter().find(|(t, _)| *t == luks_type).map_or(0, |(_, len)| *len);
         let file = File::create_new(path)
             .with_context(|| format!("cannot make header file {}", path.display()))?;
         file.set_len(len)?;
         file.sync_all()?;
     }
     let device = stack::open_device(rt, path, false).await?;
-    signature::refuse_known(&device, args.force).await?;
+    signature::refuse_known(&device, force).await?;
     Ok(Dyn::new(device))
 }
 

@@ -1,0 +1,311 @@
+//! The work itself: zone after zone, from wherever the header says it stands.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use serde_json::Value;
+use varve_block::{BlockDevice, Rt};
+
+use super::convert::{Codec, Payload};
+use super::position::Position;
+use super::state::{Mode, Operation, Resilience, Status, describe, reencrypt_slot};
+use super::{digest, keys, segments};
+use crate::error::{Error, Result};
+use crate::header::Header;
+use crate::key::Key;
+use crate::manage::{MetadataEditor, destroy, tree};
+use crate::unlock::UnlockOptions;
+
+/// Bytes in memory at once, unless the operator says otherwise: a zone costs two commits of the header.
+const ZONE_WANTED: u64 = 64 << 20;
+
+/// Where header and payload lie. The same device twice, or a detached header.
+#[derive(Clone)]
+pub struct Devices<D> {
+    pub header: D,
+    pub data: D,
+    pub detached: bool,
+}
+
+/// How far the work is, in bytes of payload.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
+pub struct Progress {
+    pub done: u64,
+    pub total: u64,
+}
+
+/// How [`Reencryption::run`] ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ended {
+    /// The volume is an ordinary one again.
+    Finished,
+    /// Somebody asked to stop; what is done is durable and the header says so.
+    Interrupted(Progress),
+}
+
+/// An operation whose metadata were verified with all keys.
+pub struct Reencryption<D> {
+    pub(super) editor: MetadataEditor<D>,
+    pub(super) payload: Payload<D>,
+    pub(super) op: Operation,
+    pub(super) codec: Codec,
+    pub(super) accept_damage: bool,
+    zone: u64,
+}
+
+/// What the header says about a re-encryption under way, without believing it.
+pub async fn status<D: BlockDevice>(device: &D, options: &UnlockOptions) -> Result<Option<Status>> {
+    match Header::read(device, options.header_copy).await? {
+        Header::Luks1(_) => Ok(None),
+        Header::Luks2(h) => Ok(describe(&h.metadata)),
+    }
+}
+
+impl<D: BlockDevice + Clone> Reencryption<D> {
+    /// Takes up an operation that the header describes. `secrets` must open the old key and the new one.
+    ///
+    /// # Errors
+    /// [`Error::WrongKey`] when they do not; [`Error::Corrupt`] (check 42) when the metadata are not those
+    /// that the holder of these keys wrote. Nothing is written here.
+    pub async fn resume(
+        rt: &Rt,
+        devices: &Devices<D>,
+        options: &UnlockOptions,
+        secrets: &[Arc<Key>],
+    ) -> Result<Reencryption<D>> {
+        let editor = MetadataEditor::open(devices.header.clone(), options.header_copy).await?;
+        let h = editor.header();
+        let op = Operation::parse(h, devices.data.geometry().len.bytes())?;
+        let mut ids = op.digests();
+        let device = &devices.header;
+        let keys = match keys::open_all(rt, device, h, &ids, options, secrets).await {
+            // Only the header is left to do, and the old key may be gone.
+            Err(Error::WrongKey { .. })
+                if op.position.is_finished() && op.mode == Mode::Reencrypt =>
+            {
+                ids.remove(0);
+                keys::open_all(rt, device, h, &ids, options, secrets).await?
+            }
+            keys => keys?,
+        };
+        let keys: Vec<&Key> = ids.iter().map(|id| &keys[id]).collect();
+        Reencryption::with_keys(rt, devices, options, editor, op, &keys)
+    }
+
+    /// The same with the keys at hand, old one first.
+    pub(super) fn with_keys(
+        rt: &Rt,
+        devices: &Devices<D>,
+        options: &UnlockOptions,
+        editor: MetadataEditor<D>,
+        op: Operation,
+        keys: &[&Key],
+    ) -> Result<Reencryption<D>> {
+        let h = editor.header();
+        if !devices.detached && op.last.offset < h.metadata.areas_end(h.hdr_size) {
+            return Err(super::state::wrong(
+                "segments",
+                op.last.offset,
+                "a payload behind the header",
+            ));
+        }
+        let complete = keys.len() == op.digests().len();
+        if complete {
+            digest::verify(h, &op, keys, &options.limits)?;
+        }
+        let codec = match complete {
+            true => Codec::new(&op, keys)?,
+            // Nothing is left to convert.
+            false => Codec::plain(),
+        };
+        let block = devices.data.geometry().block.bytes();
+        let mut unit = op.sector_size().max(block);
+        if !op.position.total.is_multiple_of(unit) {
+            return Err(Error::Options(format!(
+                "the payload has {} bytes, which is not a multiple of {unit}",
+                op.position.total
+            )));
+        }
+        if let Resilience::Checksum { block, .. } = op.resilience {
+            unit = unit.max(block);
+        }
+        let mut zone = op.zone_max().min(ZONE_WANTED);
+        zone -= zone % unit;
+        if zone == 0 {
+            return Err(super::state::wrong("area.size", op.area_size, "room for one block"));
+        }
+        let payload = Payload::new(rt, devices.data.clone(), op.last.offset, unit, zone)?;
+        Ok(Reencryption { editor, payload, op, codec, accept_damage: false, zone })
+    }
+
+    /// Goes on although an interrupted zone holds blocks that cannot be told apart.
+    #[must_use]
+    pub fn accepting_damage(mut self, accept: bool) -> Reencryption<D> {
+        self.accept_damage = accept;
+        self
+    }
+
+    /// At most so many bytes are hot at once.
+    ///
+    /// # Errors
+    /// [`Error::Options`] when that is less than a block.
+    pub fn with_zone(mut self, most: u64) -> Result<Reencryption<D>> {
+        let mut unit = self.op.sector_size().max(self.payload.device.geometry().block.bytes());
+        if let Resilience::Checksum { block, .. } = self.op.resilience {
+            unit = unit.max(block);
+        }
+        let zone = self.zone.min(most - most % unit);
+        if zone == 0 {
+            return Err(Error::Options(format!("a hot zone of {most} bytes: at least {unit}")));
+        }
+        self.zone = zone;
+        Ok(self)
+    }
+
+    pub fn progress(&self) -> Progress {
+        let p = self.op.position;
+        Progress { done: p.done, total: p.total }
+    }
+
+    /// Works until all is done or `watch`, which is asked between zones, says stop. A first zone that was
+    /// interrupted by a cut is finished before anything else.
+    ///
+    /// # Errors
+    /// After any error the header describes what is on the device, and the work can be resumed.
+    pub async fn run(
+        mut self,
+        watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<Ended> {
+        if self.op.position.hot > 0 {
+            self.recover().await?;
+            let next = self.op.position.advance();
+            self.commit(next).await?;
+        }
+        loop {
+            let progress = self.progress();
+            if watch(progress).is_break() && !self.op.position.is_finished() {
+                return Ok(Ended::Interrupted(progress));
+            }
+            if self.op.position.is_finished() {
+                self.finish().await?;
+                return Ok(Ended::Finished);
+            }
+            self.step().await?;
+        }
+    }
+
+    /// One zone.
+    async fn step(&mut self) -> Result<()> {
+        let next = self.op.position.heat(self.zone);
+        let (start, len) = next.zone(self.op.direction);
+        let parts = self.payload.read(start, len).await?;
+        let parts = self.protect(parts).await?;
+        self.commit(next).await?;
+        let codec = self.codec.clone();
+        let work = move |at: u64, buf: &mut varve_block::IoBuf| codec.convert(at, buf);
+        let parts = self.payload.each(parts, work).await?;
+        self.payload.write(parts.into_iter().map(|(part, ())| part).collect()).await?;
+        self.payload.device.flush().await?;
+        self.commit(next.advance()).await
+    }
+
+    /// Puts into the area what recovery will need, durably.
+    async fn protect(
+        &mut self,
+        parts: Vec<super::convert::Part>,
+    ) -> Result<Vec<super::convert::Part>> {
+        let device = self.editor.device();
+        let parts = match self.op.resilience {
+            Resilience::None => return Ok(parts),
+            Resilience::Journal => {
+                let mut at = self.op.area_offset;
+                for part in &parts {
+                    crate::io::write_bytes(device, at, &part.buf).await?;
+                    at += part.buf.len() as u64;
+                }
+                parts
+            }
+            Resilience::Checksum { hash, block } => {
+                let block = usize::try_from(block).expect("at most 1 MiB");
+                let work = move |_: u64, buf: &mut varve_block::IoBuf| {
+                    let mut sums = Vec::with_capacity(buf.len() / block * hash.size());
+                    for data in buf.chunks(block) {
+                        sums.extend_from_slice(&hash.digest(&[data])[..hash.size()]);
+                    }
+                    sums
+                };
+                let done = self.payload.each(parts, work).await?;
+                let (parts, sums): (Vec<_>, Vec<Vec<u8>>) = done.into_iter().unzip();
+                crate::io::write_bytes(device, self.op.area_offset, &sums.concat()).await?;
+                parts
+            }
+        };
+        device.flush().await?;
+        Ok(parts)
+    }
+
+    /// The header says `position`, durably.
+    async fn commit(&mut self, position: Position) -> Result<()> {
+        let op = &self.op;
+        self.editor
+            .update(|draft| {
+                let backups = segments::backups(&draft.json, op);
+                op.layout().put(&mut draft.json, position, backups)
+            })
+            .await?;
+        let data_len = self.payload.device.geometry().len.bytes();
+        // As the next program would read it: the ids of the backup segments have moved.
+        self.op = Operation::parse(self.editor.header(), data_len)?;
+        assert_eq!(self.op.position, position, "what was written is what is read");
+        Ok(())
+    }
+
+    /// All data are under the new key: the header becomes an ordinary one, and then the old key goes. A
+    /// cut in between leaves slots that belong to no segment.
+    async fn finish(&mut self) -> Result<()> {
+        let op = &self.op;
+        let old = op.previous.cipher.as_ref().map(|c| c.digest);
+        let new = op.last.cipher.as_ref().map(|c| c.digest);
+        self.editor
+            .update(|draft| {
+                let json = &mut draft.json;
+                let position = Position { fixed: false, ..op.position };
+                op.layout().put(json, position, Vec::new())?;
+                tree::remove_keyslot(json, op.slot);
+                drop_requirement(json);
+                Ok(())
+            })
+            .await?;
+        let Some(old) = old.filter(|old| Some(*old) != new) else { return Ok(()) };
+        let m = &self.editor.header().metadata;
+        let slots = m.digests.get(&old).map(|d| d.keyslots.clone()).unwrap_or_default();
+        for slot in &slots {
+            let area = &m.keyslots[slot];
+            destroy(self.editor.device(), area.area_offset, area.area_size).await?;
+        }
+        self.editor
+            .update(|draft| {
+                slots.iter().for_each(|&slot| tree::remove_keyslot(&mut draft.json, slot));
+                if let Some(digests) = draft.json["digests"].as_object_mut() {
+                    digests.shift_remove(&old.to_string());
+                }
+                Ok(())
+            })
+            .await?;
+        assert!(reencrypt_slot(&self.editor.header().metadata).is_none(), "the slot is gone");
+        Ok(())
+    }
+}
+
+/// Takes the requirement out, and the object around it when nothing else is in it.
+fn drop_requirement(json: &mut Value) {
+    let config = &mut json["config"];
+    if let Some(list) = config["requirements"]["mandatory"].as_array_mut() {
+        list.retain(|r| !r.as_str().is_some_and(|r| r.starts_with("online-reencrypt")));
+        if list.is_empty()
+            && let Some(config) = config.as_object_mut()
+        {
+            config.shift_remove("requirements");
+        }
+    }
+}

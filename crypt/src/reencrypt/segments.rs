@@ -1,0 +1,96 @@
+//! The segments object of a position, and who names which segment.
+
+use serde_json::{Map, Value, json};
+
+use super::position::{Part, Position, part_digests};
+use super::state::{Direction, Mode, Operation, Side};
+use crate::error::{Error, Result};
+
+/// What the segments of an operation are made from.
+pub(super) struct Layout<'a> {
+    pub(super) mode: Mode,
+    pub(super) direction: Direction,
+    pub(super) previous: &'a Side,
+    pub(super) last: &'a Side,
+}
+
+impl Operation {
+    pub(super) fn layout(&self) -> Layout<'_> {
+        Layout {
+            mode: self.mode,
+            direction: self.direction,
+            previous: &self.previous,
+            last: &self.last,
+        }
+    }
+}
+
+impl Layout<'_> {
+    /// Puts the regular segments of `position` and the backup segments into the tree, and names them in
+    /// the digests. `backups`: objects with their digest, in the order in which they follow.
+    pub(super) fn put(
+        &self,
+        tree: &mut Value,
+        position: Position,
+        backups: Vec<(Value, Option<u32>)>,
+    ) -> Result<()> {
+        let sides = [self.previous, self.last];
+        let mut objects: Vec<(Value, Vec<u32>)> = Vec::new();
+        for piece in position.pieces(self.direction) {
+            let side = if piece.part == Part::Old { self.previous } else { self.last };
+            let to_the_end = piece.start + piece.len == position.total && !position.fixed;
+            // A hot zone has always a size of its own.
+            let len = (!to_the_end || piece.part == Part::Hot).then_some(piece.len);
+            let flag = (piece.part == Part::Hot).then_some("in-reencryption");
+            let value = segment(side, piece.start, len, flag);
+            objects.push((value, part_digests(piece.part, self.mode, sides)));
+        }
+        objects.extend(
+            backups.into_iter().map(|(value, digest)| (value, digest.into_iter().collect())),
+        );
+        let lost = || Error::Options("the header has no segments or digests".into());
+        let digests = tree.get_mut("digests").and_then(Value::as_object_mut).ok_or_else(lost)?;
+        for (id, digest) in digests.iter_mut() {
+            let ids: Vec<Value> = (0u32..)
+                .zip(&objects)
+                .filter(|(_, (_, named))| named.iter().any(|n| n.to_string() == *id))
+                .map(|(segment, _)| segment.to_string().into())
+                .collect();
+            digest["segments"] = ids.into();
+        }
+        let segments: Map<String, Value> =
+            (0u32..).zip(objects).map(|(id, (value, _))| (id.to_string(), value)).collect();
+        tree["segments"] = Value::Object(segments);
+        Ok(())
+    }
+}
+
+/// A run of one side, `start` bytes behind its beginning. Without a length it goes to the device's end.
+pub(super) fn segment(side: &Side, start: u64, len: Option<u64>, flag: Option<&str>) -> Value {
+    let size = len.map_or_else(|| "dynamic".to_owned(), |n| n.to_string());
+    let offset = (side.offset + start).to_string();
+    let mut value = match &side.cipher {
+        None => json!({ "type": "linear", "offset": offset, "size": size }),
+        Some(c) => json!({
+            "type": "crypt",
+            "offset": offset,
+            "size": size,
+            "iv_tweak": (c.iv_tweak + start / 512).to_string(),
+            "encryption": c.spec.text(),
+            "sector_size": c.sector_size.bytes(),
+        }),
+    };
+    if let Some(flag) = flag {
+        value["flags"] = json!([flag]);
+    }
+    value
+}
+
+/// The backup segments as they are in the tree, each with the digest of its side.
+pub(super) fn backups(tree: &Value, op: &Operation) -> Vec<(Value, Option<u32>)> {
+    let one = |side: &Side| {
+        let value = tree["segments"][side.segment.to_string()].clone();
+        (value, side.cipher.as_ref().map(|c| c.digest))
+    };
+    vec![one(&op.previous), one(&op.last)]
+}
