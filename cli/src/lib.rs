@@ -7,6 +7,7 @@ pub mod args;
 mod cmd;
 mod config;
 mod control;
+mod draw;
 pub mod failure;
 mod harden;
 mod live;

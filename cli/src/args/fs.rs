@@ -40,6 +40,8 @@ pub enum FsVerb {
     Df(FsLook),
     /// Print how the devices' space is used
     Usage(FsLook),
+    /// Draw how the devices are used, and what a cache holds of them, as SVG or PNG
+    Map(FsMap),
     /// Subvolumes and snapshots
     #[command(subcommand)]
     Subvol(FsSubvol),

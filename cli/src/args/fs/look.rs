@@ -17,6 +17,29 @@ pub struct FsLook {
 }
 
 #[derive(Args, Debug)]
+pub struct FsMap {
+    /// A file or device, in place of a stack
+    pub image: Option<PathBuf>,
+    #[command(flatten)]
+    pub source: FsSource,
+    /// Draw into this file; tooltips tell what each chunk is
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["png", "json"])]
+    pub svg: Option<PathBuf>,
+    /// Draw into this file
+    #[arg(long, value_name = "FILE")]
+    pub png: Option<PathBuf>,
+    /// Fold the curve so often: 2^N cells on each side. Default: until a cell is at most 4 MiB
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=11))]
+    pub order: Option<u32>,
+    /// Overwrite FILE
+    #[arg(long)]
+    pub force: bool,
+    /// Print what is drawn as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
 pub struct FsInodeResolve {
     /// [IMAGE] INODE: the image in place of a stack, and the inode number
     #[arg(value_name = "IMAGE|INODE", required = true)]

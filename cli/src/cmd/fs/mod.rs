@@ -8,6 +8,7 @@ mod export;
 mod find_root;
 mod image;
 mod log;
+mod map;
 mod mount;
 mod rescue;
 mod resolve;
@@ -47,6 +48,7 @@ pub(crate) async fn run(rt: &Rt, verb: FsVerb) -> anyhow::Result<Outcome> {
         FsVerb::Show(args) => show::show(rt, args).await,
         FsVerb::Df(args) => show::df(rt, args).await,
         FsVerb::Usage(args) => show::usage(rt, args).await,
+        FsVerb::Map(args) => map::run(rt, args).await,
         FsVerb::Subvol(verb) => resolve::subvol(rt, verb).await,
         FsVerb::InodeResolve(args) => resolve::inode(rt, args).await,
         FsVerb::LogicalResolve(args) => resolve::logical(rt, args).await,

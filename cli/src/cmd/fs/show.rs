@@ -74,22 +74,27 @@ struct Kind {
     devices: BTreeMap<u64, u64>,
 }
 
-/// By the order in which btrfs-progs shows them, name and profile.
-async fn kinds(fs: &Fs<Dyn>) -> anyhow::Result<BTreeMap<(u8, &'static str, String), Kind>> {
+/// The order in which btrfs-progs shows it, name and profile.
+pub(super) type KindName = (u8, &'static str, String);
+
+pub(super) fn kind_of(flags: GroupFlags) -> KindName {
+    let types = flags.intersection(GroupFlags::TYPES);
+    let (order, name) = if types == GroupFlags::DATA {
+        (0, "Data")
+    } else if types == GroupFlags::SYSTEM {
+        (2, "System")
+    } else if types == GroupFlags::METADATA {
+        (1, "Metadata")
+    } else {
+        (0, "Data+Metadata")
+    };
+    (order, name, flags.profile().unwrap_or(Profile::Single).to_string())
+}
+
+async fn kinds(fs: &Fs<Dyn>) -> anyhow::Result<BTreeMap<KindName, Kind>> {
     let mut kinds: BTreeMap<_, Kind> = BTreeMap::new();
     for Group { chunk, used, .. } in fs.groups().await? {
-        let types = chunk.flags.intersection(GroupFlags::TYPES);
-        let (order, name) = if types == GroupFlags::DATA {
-            (0, "Data")
-        } else if types == GroupFlags::SYSTEM {
-            (2, "System")
-        } else if types == GroupFlags::METADATA {
-            (1, "Metadata")
-        } else {
-            (0, "Data+Metadata")
-        };
-        let profile = chunk.flags.profile().unwrap_or(Profile::Single).to_string();
-        let kind = kinds.entry((order, name, profile)).or_default();
+        let kind = kinds.entry(kind_of(chunk.flags)).or_default();
         kind.total += chunk.length;
         kind.used += used.unwrap_or(0);
         for stripe in &chunk.stripes {
@@ -103,7 +108,7 @@ pub(super) async fn df(rt: &Rt, args: FsLook) -> anyhow::Result<Outcome> {
     let fs = source::open_at(rt, args.image.as_deref(), &args.source).await?;
     let kinds = kinds(&fs).await?;
     if args.json {
-        let kind = |((_, name, profile), kind): (&(u8, &str, String), &Kind)| json!({ "type": name, "profile": profile, "total": kind.total, "used": kind.used });
+        let kind = |((_, name, profile), kind): (&KindName, &Kind)| json!({ "type": name, "profile": profile, "total": kind.total, "used": kind.used });
         output::json(&kinds.iter().map(kind).collect::<Vec<_>>())?;
         return Ok(Outcome::Fine);
     }
@@ -131,7 +136,7 @@ pub(super) async fn usage(rt: &Rt, args: FsLook) -> anyhow::Result<Outcome> {
     };
     let used: u64 = kinds.values().map(raw).sum();
     if args.json {
-        let kind = |((_, name, profile), kind): (&(u8, &str, String), &Kind)| {
+        let kind = |((_, name, profile), kind): (&KindName, &Kind)| {
             let on = |(devid, bytes): (&u64, &u64)| json!({ "devid": devid, "bytes": bytes });
             json!({
                 "type": name,
