@@ -16,7 +16,8 @@ use varve_block::{BlockDevice, BufPool, Dyn, Extent, Rt, Sector, Sectors};
 use varve_cache::format::{BackingState, BackingSuper, CacheMode, DeviceFacts, Superblock};
 use varve_cache::{Cache, CacheView, OpenOptions};
 use varve_crypt::{
-    Crypt, CryptOptions, Key, MapOptions, PlainSpec, UnlockOptions, Volume, VolumeHandle,
+    Crypt, CryptOptions, Key, MapOptions, PlainSpec, Replayed, Sealed, UnlockOptions, Volume,
+    VolumeHandle,
 };
 
 /// Memory of the encryption layer: what requests whose buffers are shared are encrypted into.
@@ -24,6 +25,9 @@ const CRYPT_POOL: usize = 64 << 20;
 
 /// The cache layer of a served stack.
 pub(crate) type LiveCache = Rc<Cache<FileDevice, FileDevice>>;
+
+/// The encryption layer of a served stack whose sectors are authenticated.
+pub(crate) type LiveSealed = Rc<Sealed<Dyn>>;
 
 /// The encryption layer of a served stack, and what unlocking it again takes. No secret is in it.
 #[derive(Clone)]
@@ -38,6 +42,8 @@ pub(crate) struct Stack {
     pub(crate) top: Dyn,
     pub(crate) cache: Option<LiveCache>,
     pub(crate) crypt: Option<LiveCrypt>,
+    /// The encryption layer, where it keeps a journal of its own.
+    pub(crate) sealed: Option<LiveSealed>,
     /// What stands on what, bottom first, for people.
     pub(crate) layers: Vec<String>,
 }
@@ -46,6 +52,9 @@ impl Stack {
     /// Ends background work and leaves everything durable. Every stack that was opened for writing
     /// must end here; one that does not is a crash, which the formats survive.
     pub(crate) async fn stop(self) -> anyhow::Result<()> {
+        if let Some(sealed) = &self.sealed {
+            sealed.close().await.context("the integrity journal could not be emptied")?;
+        }
         if let Some(cache) = &self.cache {
             cache.stop().await.context("the cache could not be stopped cleanly")?;
             return Ok(());
@@ -89,10 +98,11 @@ pub(crate) async fn open(rt: &Rt, config: &StackConfig) -> anyhow::Result<Stack>
     };
     let mut stack = open_below_crypt(rt, config).await?;
     match add_crypt(rt, config, &secret, volume, &stack).await {
-        Ok((top, crypt, what)) => {
-            stack.top = top;
-            stack.crypt = Some(crypt);
-            stack.layers.push(what);
+        Ok(added) => {
+            stack.top = added.top;
+            stack.crypt = Some(added.live);
+            stack.sealed = added.sealed;
+            stack.layers.push(added.what);
             Ok(stack)
         }
         Err(error) => {
@@ -123,7 +133,7 @@ pub(crate) async fn open_to_format(
     signature::refuse_known(&device, force).await?;
     signature::wipe_bcache(&device).await?;
     let layers = vec![format!("disk {}", config.backing.display())];
-    Ok(Stack { top: Dyn::new(device), cache: None, crypt: None, layers })
+    Ok(Stack { top: Dyn::new(device), cache: None, crypt: None, sealed: None, layers })
 }
 
 fn secret_source(crypt: &CryptConfig) -> Option<&SecretSource> {
@@ -155,11 +165,17 @@ async fn open_below_crypt(rt: &Rt, config: &StackConfig) -> anyhow::Result<Stack
     if config.read_only {
         let view = CacheView::open(ssd, hdd).await?;
         layers.push("journal replayed in memory, read-only".to_owned());
-        return Ok(Stack { top: Dyn::new(view), cache: None, crypt: None, layers });
+        return Ok(Stack { top: Dyn::new(view), cache: None, crypt: None, sealed: None, layers });
     }
     let options = OpenOptions { mode: config.cache_mode.map(mode), ..OpenOptions::default() };
     let cache = Rc::new(Cache::open(rt, ssd, hdd, options).await?);
-    Ok(Stack { top: Dyn::new(Rc::clone(&cache)), cache: Some(cache), crypt: None, layers })
+    Ok(Stack {
+        top: Dyn::new(Rc::clone(&cache)),
+        cache: Some(cache),
+        crypt: None,
+        sealed: None,
+        layers,
+    })
 }
 
 /// A disk without its cache: what is on it decides whether that is safe.
@@ -170,7 +186,7 @@ async fn uncached(config: &StackConfig, hdd: FileDevice) -> anyhow::Result<Stack
         return metadata_dump(config, hdd).await;
     }
     let Some(sb) = backing_super(&hdd).await? else {
-        return Ok(Stack { top: Dyn::new(hdd), cache: None, crypt: None, layers });
+        return Ok(Stack { top: Dyn::new(hdd), cache: None, crypt: None, sealed: None, layers });
     };
     match sb.state() {
         BackingState::None => {}
@@ -192,7 +208,7 @@ async fn uncached(config: &StackConfig, hdd: FileDevice) -> anyhow::Result<Stack
     let start = Sector(sb.data_offset);
     let end = Sector(hdd.geometry().len.0);
     let window = Window::new(hdd, Extent::between(start, end))?;
-    Ok(Stack { top: Dyn::new(window), cache: None, crypt: None, layers })
+    Ok(Stack { top: Dyn::new(window), cache: None, crypt: None, sealed: None, layers })
 }
 
 /// A dump of a file system's metadata, seen as the device that it was made of.
@@ -203,7 +219,7 @@ async fn metadata_dump(config: &StackConfig, file: FileDevice) -> anyhow::Result
     }
     let layers = vec![format!("metadata dump {name}")];
     let device = varve_fs::DumpDevice::open(file).await?;
-    Ok(Stack { top: Dyn::new(device), cache: None, crypt: None, layers })
+    Ok(Stack { top: Dyn::new(device), cache: None, crypt: None, sealed: None, layers })
 }
 
 /// The bcache superblock of a disk, if it has one.
@@ -229,13 +245,21 @@ pub(crate) async fn backing_super(hdd: &FileDevice) -> anyhow::Result<Option<Bac
     }
 }
 
+/// What the encryption layer adds to a stack.
+struct Added {
+    top: Dyn,
+    live: LiveCrypt,
+    sealed: Option<LiveSealed>,
+    what: String,
+}
+
 async fn add_crypt(
     rt: &Rt,
     config: &StackConfig,
     secret: &Arc<Key>,
     volume: Option<Volume>,
     stack: &Stack,
-) -> anyhow::Result<(Dyn, LiveCrypt, String)> {
+) -> anyhow::Result<Added> {
     let below = stack.top.clone();
     let volume = match volume {
         Some(volume) => volume,
@@ -249,10 +273,35 @@ async fn add_crypt(
     if !flags.names().is_empty() {
         what.push_str(&format!(" ({})", flags.names().join(", ")));
     }
+    if volume.seal.is_some() {
+        return add_sealed(rt, config, volume, below, what).await;
+    }
     let options = CryptOptions::new(&flags, config.workers);
     let crypt = crypt_over(rt, below.clone(), volume, &options)?;
     let live = LiveCrypt { handle: crypt.volume().clone(), below, config: config.clone() };
-    Ok((Dyn::new(crypt), live, what))
+    Ok(Added { top: Dyn::new(crypt), live, sealed: None, what })
+}
+
+/// The encryption layer of a volume with integrity.
+async fn add_sealed(
+    rt: &Rt,
+    config: &StackConfig,
+    volume: Volume,
+    below: Dyn,
+    mut what: String,
+) -> anyhow::Result<Added> {
+    let handle = VolumeHandle::new(volume);
+    let pool = BufPool::new(CRYPT_POOL);
+    let sealed = Rc::new(Sealed::open(rt, below.clone(), handle.clone(), pool).await?);
+    what.push_str(", integrity");
+    match sealed.replayed() {
+        Replayed { blocks: 0, .. } => {}
+        Replayed { sections, .. } => {
+            what.push_str(&format!(", {sections} sections of its journal replayed"));
+        }
+    }
+    let live = LiveCrypt { handle, below, config: config.clone() };
+    Ok(Added { top: Dyn::new(Rc::clone(&sealed)), live, sealed: Some(sealed), what })
 }
 
 /// Unlocks a suspended volume with any of its secrets. Reads only.

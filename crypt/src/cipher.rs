@@ -253,6 +253,10 @@ fn split_classic(text: &str) -> Option<Parts<'_>> {
     let (cipher, rest) = match text.split_once('-') {
         None => (text, "cbc-plain"),
         Some((cipher, "plain")) => (cipher, "cbc-plain"),
+        // A stream cipher with a stored IV; the segment's integrity says which mode it is.
+        Some((cipher, "random")) => {
+            return Some((cipher, Chain::Other("authenticated stream".into()), Some("random")));
+        }
         Some(both) => both,
     };
     let (mode, iv) = match rest.split_once('-') {

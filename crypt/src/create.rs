@@ -11,6 +11,8 @@
 //! The plan is made in memory first (benchmark, key, derivation, header, and the same checks that a
 //! reader makes), so that nothing is written when anything about it is wrong.
 
+mod sealed;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +28,7 @@ use crate::format::luks2::{self, HDR_SIZES, HeaderCopy, LABEL_MAX, Luks2, OtherC
 use crate::format::metadata::{KEYSLOTS_SIZE_MAX, Metadata};
 use crate::hash::Hash;
 use crate::header::Header;
+use crate::integrity::AeadSpec;
 use crate::io::Fill;
 use crate::kdf::{
     self, Argon2Kind, Clock, Cost, Kdf, Limits, PBKDF2_ITERATIONS_MIN, Pbkdf, SALT_LEN,
@@ -34,6 +37,8 @@ use crate::key::Key;
 use crate::keyslot::fill_area;
 use crate::manage::tree;
 use crate::xts::SectorSize;
+
+pub use sealed::{Wiped, format_sealed};
 
 /// Which format.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -69,6 +74,8 @@ pub struct FormatOptions {
     pub detached: bool,
     /// Flags kept in the LUKS2 header, as `allow-discards`.
     pub flags: Vec<String>,
+    /// Every sector is authenticated: `hmac-sha256`, `aead`, `poly1305`. [`format_sealed`] makes it.
+    pub integrity: Option<String>,
 }
 
 impl Default for FormatOptions {
@@ -99,6 +106,20 @@ impl FormatOptions {
             data_offset: None,
             detached: false,
             flags: Vec::new(),
+            integrity: None,
+        }
+    }
+
+    /// How sectors are authenticated, and the name of it in a header.
+    fn aead(&self) -> Result<Option<(AeadSpec, String)>> {
+        self.integrity.as_ref().map(|name| AeadSpec::named(&self.cipher, name)).transpose()
+    }
+
+    /// Cipher and key length of keyslot areas: the volume's, but for those that authenticate.
+    fn area(&self) -> (CipherSpec, usize) {
+        match self.integrity {
+            None => (self.cipher.clone(), self.key_bits as usize / 8),
+            Some(_) => (CipherSpec::parse("aes-xts-plain64").expect("a well-formed cipher"), 64),
         }
     }
 }
@@ -122,6 +143,8 @@ pub struct Plan {
     pub header: Header,
     /// The volume key.
     pub key: Key,
+    /// How many of the steps, from the last one back, make the header.
+    header_steps: usize,
 }
 
 type Random<'a> = &'a mut dyn FnMut(&mut [u8]) -> Result<()>;
@@ -167,17 +190,12 @@ impl Plan {
 
     /// Carries the plan out.
     pub async fn run<D: BlockDevice>(&self, device: &D) -> Result<()> {
-        for step in &self.steps {
-            match step {
-                Step::Write(at, bytes) => crate::io::write_bytes(device, *at, bytes).await?,
-                Step::Fill(at, len, how) => {
-                    let range = Extent::new(Sector(at / 512), Sectors(len / 512));
-                    crate::io::fill(device, range, *how).await?;
-                }
-                Step::Flush => device.flush().await?,
-            }
-        }
-        Ok(())
+        carry_out(device, &self.steps).await
+    }
+
+    /// The steps up to the header, after which there is no volume, and those that make it.
+    fn parts(&self) -> (&[Step], &[Step]) {
+        self.steps.split_at(self.steps.len() - self.header_steps)
     }
 
     /// The header device must hold everything the plan writes.
@@ -194,6 +212,20 @@ impl Plan {
     }
 }
 
+async fn carry_out<D: BlockDevice>(device: &D, steps: &[Step]) -> Result<()> {
+    for step in steps {
+        match step {
+            Step::Write(at, bytes) => crate::io::write_bytes(device, *at, bytes).await?,
+            Step::Fill(at, len, how) => {
+                let range = Extent::new(Sector(at / 512), Sectors(len / 512));
+                crate::io::fill(device, range, *how).await?;
+            }
+            Step::Flush => device.flush().await?,
+        }
+    }
+    Ok(())
+}
+
 /// Makes a volume on `device`. What was on it is lost.
 pub async fn format<D: BlockDevice>(
     rt: &Rt,
@@ -201,12 +233,23 @@ pub async fn format<D: BlockDevice>(
     options: &FormatOptions,
     secret: &Arc<Key>,
 ) -> Result<Header> {
-    let geometry = device.geometry();
-    let (options, secret) = (options.clone(), Arc::clone(secret));
-    let work = move || Plan::make(&options, &geometry, &secret, &wall_clock());
-    let plan = rt.offload(work).await?;
+    if options.integrity.is_some() {
+        return Err(Error::Options("a volume with integrity is made with its sectors".into()));
+    }
+    let plan = make(rt, device.geometry(), options, secret).await?;
     plan.run(device).await?;
     Ok(plan.header)
+}
+
+/// The plan, computed off the lane.
+async fn make(
+    rt: &Rt,
+    geometry: Geometry,
+    options: &FormatOptions,
+    secret: &Arc<Key>,
+) -> Result<Plan> {
+    let (options, secret) = (options.clone(), Arc::clone(secret));
+    rt.offload(move || Plan::make(&options, &geometry, &secret, &wall_clock())).await
 }
 
 /// The machine's own clock: a benchmark measures the machine, also when the rest is simulated.
@@ -221,8 +264,11 @@ fn too_small(needed: u64, len: u64) -> Error {
 }
 
 fn check_options(o: &FormatOptions) -> Result<()> {
-    o.cipher.check_creatable()?;
-    if !matches!(o.key_bits, 256 | 512) {
+    sealed::check_options(o)?;
+    if o.integrity.is_none() {
+        o.cipher.check_creatable()?;
+    }
+    if o.integrity.is_none() && !matches!(o.key_bits, 256 | 512) {
         return Err(Error::Options(format!(
             "a key of {} bits; AES-XTS takes 256 or 512",
             o.key_bits
@@ -260,10 +306,13 @@ fn check_options(o: &FormatOptions) -> Result<()> {
 }
 
 fn draw_key(o: &FormatOptions, random: Random<'_>) -> Result<Key> {
+    let encrypt = o.key_bits as usize / 8;
+    let mac = o.aead()?.map_or(0, |(spec, _)| spec.mac_key_len());
     for _ in 0..DRAWS_MAX {
-        let mut key = Key::zeroed(o.key_bits as usize / 8);
+        let mut key = Key::zeroed(encrypt + mac);
         random(key.bytes_mut())?;
-        if !key.halves_equal() && !key.is_zero() {
+        let halves = Key::copy_from(&key.bytes()[..encrypt]);
+        if !halves.halves_equal() && !halves.is_zero() {
             return Ok(key);
         }
     }
@@ -297,11 +346,11 @@ fn first_area(
     kdf: &Kdf,
     key: &Key,
     secret: &Key,
-    derived_len: usize,
     random: Random<'_>,
 ) -> Result<Zeroizing<Vec<u8>>> {
-    let derived = kdf.derive(secret, derived_len, &Limits::format_maximum())?;
-    fill_area(&o.cipher, o.hash, key, &derived, random)
+    let (cipher, len) = o.area();
+    let derived = kdf.derive(secret, len, &Limits::format_maximum())?;
+    fill_area(&cipher, o.hash, key, &derived, random)
 }
 
 fn luks1_plan(
@@ -361,13 +410,13 @@ fn luks1_plan(
     if !o.detached && len < data_offset + 512 {
         return Err(too_small(data_offset + 512, len));
     }
-    let area = first_area(o, &kdf, &key, secret, key.len(), random)?;
+    let area = first_area(o, &kdf, &key, secret, random)?;
     let mut steps = wipe(0, first, end, data_offset, len, o.detached);
     steps.push(Step::Write(first, area));
     steps.push(Step::Flush);
     steps.push(Step::Write(0, Zeroizing::new(bytes)));
     steps.push(Step::Flush);
-    Ok(Plan { steps, header: Header::Luks1(Box::new(header)), key })
+    Ok(Plan { steps, header: Header::Luks1(Box::new(header)), key, header_steps: 2 })
 }
 
 /// Bytes from one area to the next.
@@ -421,14 +470,7 @@ fn luks2_plan(
     let tree = json!({
         "keyslots": { "0": keyslot_json(o, &kdf, &key, &places) },
         "tokens": {},
-        "segments": { "0": {
-            "type": "crypt",
-            "offset": places.data_offset.to_string(),
-            "size": "dynamic",
-            "iv_tweak": "0",
-            "encryption": o.cipher.text(),
-            "sector_size": sector_size.bytes(),
-        } },
+        "segments": { "0": segment_json(o, &places, sector_size)? },
         "digests": {
             "0": tree::digest(o.hash, digest_iterations, &digest_salt, &digest, "0", Some("0")),
         },
@@ -446,7 +488,7 @@ fn luks2_plan(
         metadata: Metadata::parse("new LUKS2 header", tree, o.header_size)?,
         notes: Vec::new(),
     };
-    let area = first_area(o, &kdf, &key, secret, key.len(), random)?;
+    let area = first_area(o, &kdf, &key, secret, random)?;
     let Some([primary, secondary]) = header.encode(random)? else {
         return Err(Error::Options("the metadata do not fit the header size".into()));
     };
@@ -458,7 +500,7 @@ fn luks2_plan(
         steps.push(Step::Write(at, Zeroizing::new(bytes)));
         steps.push(Step::Flush);
     }
-    Ok(Plan { steps, header: Header::Luks2(Box::new(header)), key })
+    Ok(Plan { steps, header: Header::Luks2(Box::new(header)), key, header_steps: 4 })
 }
 
 /// Where the parts of a LUKS2 volume lie.
@@ -512,15 +554,35 @@ fn default_sector_size(geometry: &Geometry, data_offset: u64, detached: bool) ->
     if large { SectorSize::S4096 } else { SectorSize::S512 }
 }
 
+fn segment_json(o: &FormatOptions, places: &Luks2Places, size: SectorSize) -> Result<Value> {
+    let mut segment = json!({
+        "type": "crypt",
+        "offset": places.data_offset.to_string(),
+        "size": "dynamic",
+        "iv_tweak": "0",
+        "encryption": o.cipher.text(),
+        "sector_size": size.bytes(),
+    });
+    if let Some((_, name)) = o.aead()? {
+        segment["integrity"] = json!({
+            "type": name,
+            "journal_encryption": "none",
+            "journal_integrity": "none",
+        });
+    }
+    Ok(segment)
+}
+
 fn keyslot_json(o: &FormatOptions, kdf: &Kdf, key: &Key, places: &Luks2Places) -> Value {
+    let (area_cipher, area_key_len) = o.area();
     tree::keyslot(&tree::NewKeyslot {
         kdf,
         af_hash: o.hash,
         key_len: key.len(),
         area_offset: places.areas,
         area_size: area_step(key.len()),
-        area_cipher: &o.cipher,
-        area_key_len: key.len(),
+        area_cipher: &area_cipher,
+        area_key_len,
     })
 }
 

@@ -167,8 +167,11 @@ fn segment_text(id: u32, segment: &Segment, f: &mut Formatter<'_>) -> fmt::Resul
         if *iv_tweak != 0 {
             writeln!(f, "\tIV offset: {iv_tweak} [sectors]")?;
         }
-        if let Some(kind) = integrity {
-            writeln!(f, "\tintegrity: {}", printable(kind))?;
+        if let Some(integrity) = integrity {
+            writeln!(f, "\tintegrity: {}", printable(&integrity.kind))?;
+            if let Some(size) = integrity.key_size {
+                writeln!(f, "\tintegrity key size: {} [bits]", u128::from(size) * 8)?;
+            }
         }
     }
     if !segment.flags.is_empty() {

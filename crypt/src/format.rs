@@ -8,6 +8,7 @@ pub(crate) mod fields;
 pub(crate) mod foreign;
 #[cfg(test)]
 mod generators;
+pub(crate) mod integrity;
 pub(crate) mod json;
 pub(crate) mod luks1;
 pub(crate) mod luks2;

@@ -12,6 +12,7 @@ use crate::format::luks1::Luks1;
 use crate::format::luks2::{self, HeaderCopy, Luks2};
 use crate::format::metadata::{Metadata, Segment, SegmentKind};
 use crate::format::{MAGIC, MAGIC_SECONDARY};
+use crate::integrity;
 
 /// The header of a volume.
 #[derive(Clone, Debug, PartialEq)]
@@ -118,10 +119,9 @@ pub(crate) fn check_requirements(metadata: &Metadata) -> Result<()> {
 
 fn check_segment(id: u32, segment: &Segment) -> Result<()> {
     match &segment.kind {
-        SegmentKind::Crypt { integrity: Some(kind), .. } => Err(Error::unsupported(format!(
-            "segment {id} has integrity protection ({})",
-            printable(kind)
-        ))),
+        SegmentKind::Crypt { integrity: Some(integrity), encryption, .. } => {
+            integrity::check_segment(id, encryption, integrity, segment.size).map(drop)
+        }
         SegmentKind::Crypt { encryption, .. } => CipherSpec::parse(encryption)?.check_supported(),
         SegmentKind::Linear => Err(Error::refused(
             41,

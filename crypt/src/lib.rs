@@ -99,6 +99,7 @@ mod error;
 mod format;
 mod hash;
 mod header;
+mod integrity;
 mod io;
 mod kdf;
 mod key;
@@ -116,7 +117,7 @@ mod xts;
 
 pub use activation::{Activation, persist};
 pub use cipher::{Chain, CipherSpec, IvMode};
-pub use create::{FormatOptions, LuksVersion, Plan, Step, format};
+pub use create::{FormatOptions, LuksVersion, Plan, Step, Wiped, format, format_sealed};
 pub use device::{Crypt, CryptOptions, Suspended, VolumeHandle, WORKERS_MAX, Workers};
 #[cfg(any(test, feature = "mutations"))]
 pub use device::{Mutation, Observer};
@@ -125,10 +126,13 @@ pub use format::luks1::{Luks1, Luks1Slot};
 pub use format::luks2::{HeaderCopy, Luks2, OtherCopy};
 pub use format::metadata::{
     Config, Digest, DigestKind, Keyslot, KeyslotKind, Luks2Slot, Metadata, Priority, Segment,
-    SegmentKind, SlotKdf, Token,
+    SegmentIntegrity, SegmentKind, SlotKdf, Token,
 };
 pub use hash::Hash;
 pub use header::{HEAD_LEN, Header};
+pub use integrity::{
+    AeadSpec, IntegrityInfo, Journaling, Replayed, Seal, Sealed, integrity_info, integrity_place,
+};
 pub use io::Fill;
 pub use kdf::{
     ARGON2_MEMORY_MAX_KIB, ARGON2_MEMORY_MIN_KIB, ARGON2_TIME_MIN, Argon2Kind, Clock, Cost, Kdf,

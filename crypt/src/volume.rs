@@ -6,8 +6,9 @@ use varve_block::{Extent, Sector, Sectors};
 
 use crate::cipher::CipherSpec;
 use crate::error::{Corrupt, Error, Result};
-use crate::format::metadata::SegmentKind;
+use crate::format::metadata::{Segment, SegmentIntegrity, SegmentKind};
 use crate::header::Header;
+use crate::integrity::{Aead, Journaling, Seal};
 use crate::key::Key;
 use crate::keyslot::Verified;
 use crate::xts::{Engine, SectorSize, Xts, XtsParams};
@@ -29,8 +30,11 @@ pub struct Volume {
     pub cipher: CipherSpec,
     /// The largest encryption sector of the segments: the block size of the volume.
     pub sector_size: SectorSize,
-    /// Adjacent runs from sector 0 to the end.
+    /// Adjacent runs from sector 0 to the end. None where every sector is authenticated.
     pub segments: Vec<Mapping>,
+    /// What authenticates every sector, in place of segments: [`Sealed`](crate::Sealed) stands on it, and
+    /// its device says how long the volume is.
+    pub seal: Option<Seal>,
     /// Flags stored in the header, as `allow-discards`. Defaults; the operator's word wins.
     pub flags: Vec<String>,
     /// The keyslot that opened it.
@@ -61,6 +65,7 @@ impl std::fmt::Debug for Volume {
             .field("cipher", &self.cipher.text())
             .field("sector_size", &self.sector_size)
             .field("segments", &self.segments)
+            .field("seal", &self.seal)
             .finish_non_exhaustive()
     }
 }
@@ -158,7 +163,12 @@ impl Header {
                 self.wanted_segments(verified.digest)?
             }
         };
-        let mut volume = lay(wanted, verified.key, options)?;
+        let mut volume = match self.sealed_segment() {
+            Some((segment, integrity)) => {
+                sealed(wanted, &segment, &integrity, verified.key, options)?
+            }
+            None => lay(wanted, verified.key, options)?,
+        };
         volume.slot = verified.slot;
         volume.uuid = self.uuid().to_owned();
         volume.notes.splice(0..0, self.notes().iter().cloned());
@@ -168,9 +178,26 @@ impl Header {
                 volume.kind = VolumeKind::Luks2;
                 volume.label = h.label.clone();
                 volume.flags = h.metadata.config.flags.clone();
+                if let Some(seal) = volume.seal.as_mut()
+                    && volume.flags.iter().any(|f| f == "no-journal")
+                {
+                    seal.journaling = Journaling::Direct;
+                }
             }
         }
         Ok(volume)
+    }
+
+    /// The only segment, when its sectors are authenticated.
+    fn sealed_segment(&self) -> Option<(Segment, SegmentIntegrity)> {
+        let Header::Luks2(h) = self else { return None };
+        let (_, segment) = h.metadata.regular_segments().next()?;
+        match &segment.kind {
+            SegmentKind::Crypt { integrity: Some(integrity), .. } => {
+                Some((segment.clone(), integrity.clone()))
+            }
+            _ => None,
+        }
     }
 
     /// The regular segments, all of which the digest that proved the key must name (check 21).
@@ -200,6 +227,45 @@ impl Header {
         }
         Ok(wanted)
     }
+}
+
+/// A volume of one authenticated segment. Its length is known when its device is opened.
+fn sealed(
+    wanted: Vec<Wanted>,
+    segment: &Segment,
+    integrity: &SegmentIntegrity,
+    key: Key,
+    options: &MapOptions,
+) -> Result<Volume> {
+    let [w] = <[Wanted; 1]>::try_from(wanted)
+        .map_err(|_| Error::unsupported("integrity protection beside another segment"))?;
+    let spec = crate::integrity::check_segment(0, w.spec.text(), integrity, segment.size)?;
+    let sector_size = check_sector_size(&w)?;
+    if w.below >= options.data_len.0 {
+        let expected = format!("inside the device's {} sectors", options.data_len);
+        return Err(wrong(&w, 36, "offset", w.below, expected));
+    }
+    check_iv(&w, sector_size, options.data_len, &mut Vec::new())?;
+    let (engine, weak) = (options.engine, options.allow_weak_key);
+    let aead = Aead::new(&spec, &key, sector_size, w.iv_offset, engine, weak)?;
+    Ok(Volume {
+        kind: VolumeKind::Luks2,
+        uuid: String::new(),
+        label: String::new(),
+        cipher: w.spec,
+        sector_size,
+        segments: Vec::new(),
+        seal: Some(Seal {
+            aead: Arc::new(aead),
+            start: Sector(w.below),
+            sector_size,
+            journaling: Journaling::Journal,
+        }),
+        flags: Vec::new(),
+        slot: None,
+        key,
+        notes: Vec::new(),
+    })
 }
 
 fn covers_header(field: &str) -> Error {
@@ -246,6 +312,7 @@ pub(crate) fn lay(wanted: Vec<Wanted>, key: Key, options: &MapOptions) -> Result
         cipher,
         sector_size: largest,
         segments,
+        seal: None,
         flags: Vec::new(),
         slot: None,
         key,

@@ -266,6 +266,24 @@ impl Xts {
     }
 }
 
+/// AES-XTS under IVs that the caller keeps, one data unit at a time.
+pub(crate) struct LooseXts(Soft);
+
+impl LooseXts {
+    /// `None` when the key is not two halves of 16 or 32 bytes.
+    pub(crate) fn new(key: &Key) -> Option<LooseXts> {
+        Soft::new(key).map(LooseXts)
+    }
+
+    pub(crate) fn encrypt(&self, iv: [u8; 16], unit: &mut [u8]) {
+        self.0.sector(true, iv, unit);
+    }
+
+    pub(crate) fn decrypt(&self, iv: [u8; 16], unit: &mut [u8]) {
+        self.0.sector(false, iv, unit);
+    }
+}
+
 impl Expanded {
     /// Expands a key of a right length for the engine that was asked for.
     fn new(params: &XtsParams, key: &Key, weak: bool) -> Result<Expanded> {

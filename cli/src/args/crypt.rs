@@ -91,9 +91,9 @@ pub struct CryptFormat {
     /// Cipher, as cryptsetup names it
     #[arg(long, default_value = "aes-xts-plain64", value_name = "SPEC")]
     pub cipher: String,
-    /// Volume key, in bits (XTS uses two keys of half that)
-    #[arg(long, default_value_t = 512, value_name = "BITS")]
-    pub key_size: u32,
+    /// Volume key, in bits (XTS uses two keys of half that). Default: 512; 256 for aes-gcm and chacha20
+    #[arg(long, value_name = "BITS")]
+    pub key_size: Option<u32>,
     /// Encryption sector. Default: 4096 where size and device allow, else 512; LUKS1 has 512
     #[arg(long, value_name = "SIZE")]
     pub sector_size: Option<Size>,
@@ -108,6 +108,16 @@ pub struct CryptFormat {
     /// Subsystem label (LUKS2)
     #[arg(long, value_name = "TEXT")]
     pub subsystem: Option<String>,
+    /// Authenticate every sector (LUKS2): hmac-sha256, hmac-sha512 or hmac-sha1 with aes-xts, aead with
+    /// aes-gcm-random, poly1305 with chacha20-random. Every sector is written once
+    #[arg(long, value_name = "TYPE")]
+    pub integrity: Option<String>,
+    /// Do not write every sector: one that was never written cannot be read
+    #[arg(long, requires = "integrity")]
+    pub integrity_no_wipe: bool,
+    /// Write without a journal, always: faster, and a power cut can make sectors unreadable
+    #[arg(long, requires = "integrity")]
+    pub integrity_no_journal: bool,
     /// Format although the device holds something known
     #[arg(long)]
     pub force: bool,

@@ -229,3 +229,110 @@ fn a_secondary_of_an_older_larger_header_is_destroyed() {
     let gone = Header::parse(&disk.to_vec(), len.bytes(), None);
     assert!(matches!(gone, Err(Error::NotLuks(_))), "{gone:?}");
 }
+
+/// Formats, opens with the secret, reads and writes, and opens again.
+#[test]
+fn a_volume_with_integrity_is_wiped_and_opens() {
+    use crate::device::VolumeHandle;
+    use crate::integrity::Sealed;
+    use std::ops::ControlFlow;
+    for (cipher, integrity, key_bits, sector) in [
+        ("aes-xts-plain64", "hmac-sha256", 512, None),
+        ("aes-xts-plain64", "hmac-sha256", 256, Some(512)),
+        ("aes-xts-random", "hmac-sha512", 512, Some(512)),
+        ("aes-gcm-random", "aead", 256, Some(4096)),
+        ("chacha20-random", "poly1305", 256, Some(1024)),
+    ] {
+        Sim::new(1).run(move |rt| async move {
+            let device = Mem::new(LEN);
+            device.poke(16 << 20, &[0xaa; 65536]);
+            let secret = Arc::new(Key::copy_from(b"secret"));
+            let o = FormatOptions {
+                cipher: CipherSpec::parse(cipher).unwrap(),
+                integrity: Some(integrity.into()),
+                key_bits,
+                sector_size: sector.map(|n| SectorSize::new(n).unwrap()),
+                ..pbkdf2(LuksVersion::Luks2)
+            };
+            let mut told = Vec::new();
+            let mut watch = |w: Wiped| {
+                told.push(w);
+                ControlFlow::Continue(())
+            };
+            let made = format_sealed(&rt, &device, &o, &secret, true, &mut watch).await.unwrap();
+            assert_eq!(made, Header::read(&device, None).await.unwrap());
+            let end = told.last().unwrap();
+            assert!(end.done == end.total && end.total > 1 << 20, "{end:?}");
+            let open = async || {
+                let v = unlock(&rt, &device, &UnlockOptions::default(), &secret).await.unwrap();
+                let pool = varve_block::BufPool::new(8 << 20);
+                Sealed::open(&rt, device.clone(), VolumeHandle::new(v), pool).await.unwrap()
+            };
+            let read = async |s: &Sealed<Mem>, at| {
+                let buf = varve_block::BufPool::new(0).take(Sectors(64)).await;
+                s.read(Sector(at), buf).await.unwrap().to_vec()
+            };
+            let s = open().await;
+            assert_eq!(s.geometry().len.bytes(), end.total);
+            for at in (0..s.geometry().len.0 - 64).step_by(64) {
+                assert!(read(&s, at).await.iter().all(|b| *b == 0));
+            }
+            let buf = varve_block::BufPool::new(0).take_copy(&[7; 32768]).await;
+            s.write(Sector(64), buf.into(), varve_block::Durability::Fua).await.unwrap();
+            let s = open().await;
+            assert_eq!(read(&s, 64).await, vec![7; 32768]);
+        });
+    }
+}
+
+#[test]
+fn an_interrupted_wipe_leaves_no_volume_and_without_one_sectors_wait_for_a_write() {
+    use crate::device::VolumeHandle;
+    use crate::integrity::Sealed;
+    use std::ops::ControlFlow;
+    Sim::new(1).run(|rt| async move {
+        let device = Mem::new(LEN);
+        let secret = Arc::new(Key::copy_from(b"secret"));
+        let plain = pbkdf2(LuksVersion::Luks2);
+        format(&rt, &device, &plain, &secret).await.unwrap();
+        let o = FormatOptions { integrity: Some("hmac-sha256".into()), ..plain };
+        assert!(matches!(format(&rt, &device, &o, &secret).await, Err(Error::Options(_))));
+        let mut stop = |_| ControlFlow::Break(());
+        let e = format_sealed(&rt, &device, &o, &secret, true, &mut stop).await;
+        assert!(matches!(e, Err(Error::Interrupted)));
+        assert!(matches!(Header::read(&device, None).await, Err(Error::NotLuks(_))));
+
+        format_sealed(&rt, &device, &o, &secret, false, &mut stop).await.unwrap();
+        let v = unlock(&rt, &device, &UnlockOptions::default(), &secret).await.unwrap();
+        let pool = varve_block::BufPool::new(8 << 20);
+        let s = Sealed::open(&rt, device, VolumeHandle::new(v), pool.clone()).await.unwrap();
+        let e = s.read(Sector(0), pool.take(Sectors(8)).await).await.unwrap_err();
+        assert_eq!(e.kind, varve_block::ErrorKind::Corrupt);
+        let buf = pool.take_zeroed(Sectors(8)).await;
+        s.write(Sector(0), buf.into(), varve_block::Durability::Cached).await.unwrap();
+        s.read(Sector(0), pool.take(Sectors(8)).await).await.unwrap();
+    });
+}
+
+#[test]
+fn what_integrity_cannot_be_made_with_is_refused_before_anything_is_written() {
+    let with = |cipher: &str, integrity: &str, key_bits, version| {
+        let o = FormatOptions {
+            cipher: CipherSpec::parse(cipher).unwrap(),
+            integrity: Some(integrity.into()),
+            key_bits,
+            ..pbkdf2(version)
+        };
+        plan(&o, LEN).map(drop)
+    };
+    with("aes-xts-plain64", "hmac-sha256", 512, LuksVersion::Luks2).unwrap();
+    for (cipher, integrity, bits, version) in [
+        ("aes-xts-plain64", "hmac-sha256", 512, LuksVersion::Luks1),
+        ("aes-gcm-random", "aead", 512, LuksVersion::Luks2),
+        ("aes-xts-plain64", "hmac-md5", 512, LuksVersion::Luks2),
+        ("aes-xts-plain64", "none", 512, LuksVersion::Luks2),
+    ] {
+        let got = with(cipher, integrity, bits, version);
+        assert!(matches!(got, Err(Error::Options(_) | Error::Unsupported(_))), "{integrity}");
+    }
+}

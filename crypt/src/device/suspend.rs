@@ -50,6 +50,11 @@ impl Suspended {
             m.xts.encrypt(0, &mut zeroes);
             facts.extend(zeroes);
         }
+        if let Some(seal) = &volume.seal {
+            facts.extend(seal.start.0.to_le_bytes());
+            facts.extend((seal.sector_size.bytes() as u64).to_le_bytes());
+            facts.extend(seal.aead.fingerprint());
+        }
         Suspended { uuid: volume.uuid.clone(), fingerprint: Hash::Sha512.digest(&[&facts]) }
     }
 }
@@ -57,7 +62,7 @@ impl Suspended {
 impl Volume {
     /// The key is not in memory.
     pub fn is_suspended(&self) -> bool {
-        self.segments.is_empty()
+        self.segments.is_empty() && self.seal.is_none()
     }
 
     /// What everybody may know of a volume.
@@ -69,6 +74,7 @@ impl Volume {
             cipher: self.cipher.clone(),
             sector_size: self.sector_size,
             segments: Vec::new(),
+            seal: None,
             flags: self.flags.clone(),
             slot: None,
             key: Key::zeroed(0),
@@ -92,9 +98,13 @@ impl VolumeHandle {
         let schedules: Vec<Weak<Xts>> =
             now.segments.iter().map(|m| Arc::downgrade(&m.xts)).collect();
         let locked = Arc::new(now.without_key());
+        let seals = now.seal.as_ref().map(|s| Arc::downgrade(&s.aead));
         drop(now);
         let volume = Arc::downgrade(&self.0.swap(locked));
-        while volume.strong_count() > 0 || schedules.iter().any(|s| s.strong_count() > 0) {
+        while volume.strong_count() > 0
+            || schedules.iter().any(|s| s.strong_count() > 0)
+            || seals.iter().any(|s| s.strong_count() > 0)
+        {
             rt.sleep(LOOK).await;
         }
         Ok(suspended)

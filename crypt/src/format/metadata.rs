@@ -128,11 +128,22 @@ pub enum SegmentKind {
         encryption: String,
         iv_tweak: u64,
         sector_size: u64,
-        /// Type of the integrity protection, if there is any.
-        integrity: Option<String>,
+        /// The integrity protection, if there is any.
+        integrity: Option<SegmentIntegrity>,
     },
     Linear,
     Unknown(String),
+}
+
+/// How a segment's sectors are authenticated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SegmentIntegrity {
+    /// As `hmac(sha256)` or `aead`.
+    pub kind: String,
+    pub journal_encryption: String,
+    pub journal_integrity: String,
+    /// Bytes of the key that authenticates, where the header says them.
+    pub key_size: Option<u64>,
 }
 
 /// A token: a hint for other programs.
@@ -367,10 +378,17 @@ fn parse_crypt_segment(f: &Field<'_>) -> Result<SegmentKind, Corrupt> {
     let integrity = f.get("integrity");
     let integrity = if integrity.is_present() {
         integrity.object(44)?;
-        for name in ["journal_encryption", "journal_integrity"] {
-            integrity.get(name).text(44)?;
-        }
-        Some(integrity.get("type").text(44)?.to_owned())
+        let text = |name| integrity.get(name).text(44).map(str::to_owned);
+        let key_size = integrity.get("key_size");
+        Some(SegmentIntegrity {
+            kind: text("type")?,
+            journal_encryption: text("journal_encryption")?,
+            journal_integrity: text("journal_integrity")?,
+            key_size: match key_size.is_present() {
+                true => Some(key_size.integer_not_zero()?),
+                false => None,
+            },
+        })
     } else {
         None
     };

@@ -92,7 +92,7 @@ fn what_we_do_not_do_is_named() {
     unsupported(&|v| v["segments"]["0"]["encryption"] = json!("cast5-xts-plain64"), "cast5");
     unsupported(
         &|v| {
-            v["segments"]["0"]["integrity"] = json!({"type": "hmac(sha256)",
+            v["segments"]["0"]["integrity"] = json!({"type": "cmac(aes)",
                 "journal_encryption": "none", "journal_integrity": "none"});
         },
         "integrity",

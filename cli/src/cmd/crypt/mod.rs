@@ -3,6 +3,7 @@
 mod bench;
 mod control;
 mod header;
+mod integrity;
 mod keys;
 mod pbkdf;
 mod reencrypt;
@@ -77,7 +78,10 @@ async fn format(rt: &Rt, args: CryptFormat) -> anyhow::Result<Outcome> {
             None => stack.top.clone(),
             Some(path) => header_device(rt, path, args.luks_type, args.force).await?,
         };
-        anyhow::Ok(varve_crypt::format(rt, &target, &options, &secret).await?)
+        match options.integrity {
+            None => anyhow::Ok(varve_crypt::format(rt, &target, &options, &secret).await?),
+            Some(_) => integrity::format(rt, &args, &target, &options, &secret).await,
+        }
     }
     .await;
     // Also after a failure: a stack that was opened is stopped.
@@ -121,9 +125,16 @@ fn options(args: &CryptFormat, detached: bool) -> anyhow::Result<FormatOptions> 
         LuksType::Luks2 => LuksVersion::Luks2,
     };
     let Protection { pbkdf, cost, hash } = pbkdf::protection(&args.pbkdf, version)?;
+    let cipher = CipherSpec::parse(&args.cipher)?;
+    let halves = cipher.chain == varve_crypt::Chain::Xts;
     Ok(FormatOptions {
-        cipher: CipherSpec::parse(&args.cipher)?,
-        key_bits: args.key_size,
+        key_bits: args.key_size.unwrap_or(if halves { 512 } else { 256 }),
+        cipher,
+        integrity: args.integrity.clone(),
+        flags: match args.integrity_no_journal {
+            true => vec!["no-journal".into()],
+            false => Vec::new(),
+        },
         hash,
         pbkdf,
         cost,
@@ -152,12 +163,20 @@ async fn dump(rt: &Rt, args: CryptDump) -> anyhow::Result<Outcome> {
     for note in header.notes() {
         eprintln!("varve: warning: {}: {note}", device.geometry().dev);
     }
+    let superblock = target.superblock(&header).await;
     if args.json {
-        output::json(&header.to_json())?;
+        let mut json = header.to_json();
+        if let (Some(found), Some(json)) = (&superblock, json.as_object_mut()) {
+            json.insert("dm_integrity".into(), integrity::json(found)?);
+        }
+        output::json(&json)?;
         return Ok(Outcome::Fine);
     }
     let mut out = output::stdout();
     write!(out, "{header}")?;
+    if let Some(found) = &superblock {
+        integrity::show(&mut out, found)?;
+    }
     out.flush()?;
     Ok(Outcome::Fine)
 }

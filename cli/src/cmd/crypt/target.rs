@@ -8,7 +8,10 @@ use std::cell::OnceCell;
 use std::path::Path;
 use std::sync::Arc;
 use varve_block::{Dyn, Rt};
-use varve_crypt::{Key, UnlockOptions};
+use varve_crypt::{Header, IntegrityInfo, Key, UnlockOptions};
+
+/// A superblock, or what is wrong with it.
+pub(super) type Superblock = varve_crypt::Result<IntegrityInfo>;
 
 /// An open header device: the header's own, or the stack below encryption.
 pub(super) struct Target {
@@ -67,6 +70,16 @@ impl Target {
             }
         };
         Ok(Target { device, config, stack, secret })
+    }
+
+    /// What dm-integrity's superblock of the volume says; `None`: it has none. With a header of its own
+    /// the data device is not opened.
+    pub(super) async fn superblock(&self, header: &Header) -> Option<Superblock> {
+        let place = varve_crypt::integrity_place(header)?;
+        match &self.config.place {
+            HeaderPlace::Detached(_) => None,
+            HeaderPlace::Below(_) => Some(varve_crypt::integrity_info(&self.device, place).await),
+        }
     }
 
     /// Leaves everything durable; also after a failure, so the work's result is passed through.

@@ -1,0 +1,306 @@
+//! Power cuts at every write. With a journal each sector is old or new and its tag verifies; what was
+//! flushed is there.
+
+use super::*;
+use crate::testing::recorder::{Event, Recorder, each_cut};
+use varve_block::dev::SimDisk;
+use varve_block::dev::sim::{Image, Plan};
+use varve_block::{DevId, Geometry, Prng};
+
+/// Per block, the versions that may be found: the last one that is durable, and each since.
+struct Model(Vec<Vec<u64>>);
+
+impl Model {
+    fn new(blocks: usize) -> Model {
+        Model(vec![vec![0]; blocks])
+    }
+    fn write(&mut self, block: usize, version: u64) {
+        self.0[block].push(version);
+    }
+    fn flush(&mut self) {
+        for v in &mut self.0 {
+            v.drain(..v.len() - 1);
+        }
+    }
+    fn settle(&mut self, block: usize) {
+        let v = &mut self.0[block];
+        v.drain(..v.len() - 1);
+    }
+}
+
+/// A block's bytes: zeroes, or its version and number all over.
+fn bytes(block: usize, version: u64, len: usize) -> Vec<u8> {
+    match version {
+        0 => vec![0; len],
+        v => (v << 16 | block as u64).to_le_bytes().repeat(len / 8),
+    }
+}
+
+/// Every block is one of those that the model allows; it is the only one from now on.
+async fn check<D: BlockDevice>(s: &Sealed<D>, model: &mut Model, unit: usize, what: &str) {
+    let sectors = unit as u64 / 512;
+    for (block, allowed) in model.0.iter_mut().enumerate() {
+        let found = match try_read(s, block as u64 * sectors, sectors).await {
+            Ok(found) => found,
+            Err(e) => panic!("{what}: block {block}: {}", varve_block::chain(&e)),
+        };
+        let Some(v) = allowed.iter().rev().find(|v| bytes(block, **v, unit) == found) else {
+            panic!("{what}: block {block} is none of {allowed:?}: {:?}", &found[..8]);
+        };
+        *allowed = vec![*v];
+    }
+}
+
+const DEVICE: Sectors = Sectors(2048);
+
+fn disk_geometry(block: u64) -> Geometry {
+    Geometry { block: Sectors(block), ..Geometry::new(DevId::new("sim"), DEVICE) }
+}
+
+fn image_of(disk: &Mem, unit: u64) -> Image {
+    let mut image = Image::with_unit(DEVICE, Sectors(unit));
+    image.poke(Sector(0), &disk.to_vec());
+    image
+}
+
+/// The recovery itself is cut, or what it leaves.
+async fn cut_recovery(rt: &Rt, shape: Shape, disk: SimDisk, chance: &Prng) -> Image {
+    let stop = std::time::Duration::from_micros(20 + chance.below(400));
+    let cut = rt.sleep(stop);
+    let opened = open(rt, disk.clone(), shape, Journaling::Journal);
+    if let varve_block::sync::Either::Left(s) = varve_block::sync::select(opened, cut).await {
+        drop(s.unwrap());
+    }
+    disk.cut(chance)
+}
+
+/// One life of a volume: starts on what the last one left, works, and loses its power in the middle.
+async fn life(
+    rt: &Rt,
+    shape: Shape,
+    image: Image,
+    unit: u64,
+    model: &mut Model,
+    version: &mut u64,
+    chance: &Prng,
+) -> Image {
+    let disk = SimDisk::new(rt, disk_geometry(unit), image, Plan::default());
+    let what = format!("{shape:?} before version {version}");
+    if chance.chance(1, 3) {
+        return cut_recovery(rt, shape, disk, chance).await;
+    }
+    let s = open(rt, disk.clone(), shape, Journaling::Journal).await.unwrap();
+    let len = usize::try_from(shape.2).unwrap();
+    check(&s, model, len, &what).await;
+    let s = std::rc::Rc::new(s);
+    for _ in 0..chance.below(30) {
+        let block = chance.index(model.0.len() - 4);
+        match chance.below(12) {
+            0 => {
+                s.flush().await.unwrap();
+                model.flush();
+            }
+            1 => {
+                *version += 1;
+                let buf = BufPool::new(0).take_copy(&bytes(block, *version, len)).await;
+                let at = Sector(block as u64 * shape.2 / 512);
+                s.write(at, Data::Owned(buf), Durability::Fua).await.unwrap();
+                model.write(block, *version);
+                model.settle(block);
+            }
+            2 => {
+                s.close().await.unwrap();
+                model.flush();
+            }
+            3 => {
+                // A read, and a flush under way, while others write.
+                let other = std::rc::Rc::clone(&s);
+                drop(rt.spawn(async move { drop(other.flush().await) }));
+                let sectors = shape.2 / 512;
+                drop(try_read(&*s, block as u64 * sectors, sectors).await.unwrap());
+            }
+            _ => {
+                let n = 1 + chance.index(4);
+                let mut all = Vec::new();
+                for block in block..block + n {
+                    *version += 1;
+                    all.extend(bytes(block, *version, len));
+                    model.write(block, *version);
+                }
+                let buf = BufPool::new(0).take_copy(&all).await;
+                let at = Sector(block as u64 * shape.2 / 512);
+                let write = s.write(at, Data::Owned(buf), Durability::Cached);
+                if chance.chance(1, 8) {
+                    let after = rt.sleep(std::time::Duration::from_micros(chance.below(50)));
+                    let cut = varve_block::sync::select(write, after).await;
+                    if matches!(cut, varve_block::sync::Either::Right(())) {
+                        return disk.cut(chance);
+                    }
+                } else {
+                    write.await.unwrap();
+                }
+            }
+        }
+    }
+    if chance.chance(1, 2) {
+        let other = std::rc::Rc::clone(&s);
+        drop(rt.spawn(async move { drop(other.flush().await) }));
+        rt.sleep(std::time::Duration::from_micros(chance.below(300))).await;
+    }
+    disk.cut(chance)
+}
+
+#[test]
+fn power_cuts_leave_each_sector_old_or_new_and_what_was_flushed() {
+    for seed in 0..8 {
+        for (shape, unit, sections) in
+            [(SHAPES[0], 8, 2), (SHAPES[1], 1, 1), (SHAPES[4], 1, 4), (SHAPES[1], 1, 3)]
+        {
+            Sim::new(seed).max_steps(10_000_000).run(move |rt| async move {
+                let disk = made(&rt, shape, DEVICE, sections).await;
+                let mut image = image_of(&disk, unit);
+                let chance = rt.prng().fork();
+                let (mut model, mut version) = (Model::new(24), 0);
+                for _ in 0..12 {
+                    image = life(&rt, shape, image, unit, &mut model, &mut version, &chance).await;
+                }
+                let disk = SimDisk::new(&rt, disk_geometry(unit), image, Plan::instant());
+                let s = open(&rt, disk, shape, Journaling::Journal).await.unwrap();
+                let len = usize::try_from(shape.2).unwrap();
+                check(&s, &mut model, len, &format!("seed {seed} at the end")).await;
+            });
+        }
+    }
+}
+
+/// What each cut of a run leaves is opened, read, and cut again while it is recovered.
+#[test]
+fn every_cut_of_a_run_and_of_its_recovery_is_recovered() {
+    for (shape, sections) in [(SHAPES[1], 3), (SHAPES[0], 1)] {
+        let unit = usize::try_from(shape.2).unwrap();
+        let before = Sim::new(1)
+            .run(move |rt| async move { made(&rt, shape, DEVICE, sections).await.to_vec() });
+        let disk = Recorder::new(&before);
+        let held = disk.clone();
+        // Which versions a cut may show follows from the number of flushes before it.
+        let marks = Sim::new(2).run(move |rt| async move {
+            let s = open(&rt, held.clone(), shape, Journaling::Journal).await.unwrap();
+            let sectors = shape.2 / 512;
+            let (mut version, mut marks) = (0u64, Vec::new());
+            for round in 0..9usize {
+                for block in [round % 5, 6, 7] {
+                    version += 1;
+                    marks.push((block, version));
+                    write(&s, block as u64 * sectors, &bytes(block, version, unit)).await;
+                }
+                s.flush().await.unwrap();
+                if round == 6 {
+                    s.close().await.unwrap();
+                }
+            }
+            marks
+        });
+        let events = disk.take();
+        let (mut cuts, mut twice) = (0, 0);
+        each_cut(&before, &events, |cut| {
+            if cut.of > 64 && cut.sectors % 29 != 0 && cut.sectors != cut.of {
+                return;
+            }
+            cuts += 1;
+            let (seen, image, events) = recovered(cut.image, shape);
+            check_prefix(&seen, &marks);
+            // The recovery is cut as well, and ends in the same bytes.
+            if cuts % 11 == 0 {
+                each_cut(cut.image, &events, |again| {
+                    if again.of > 16 && again.sectors % 43 != 0 && again.sectors != again.of {
+                        return;
+                    }
+                    let (once_more, ..) = recovered(again.image, shape);
+                    assert_eq!(seen, once_more, "a recovery that was cut");
+                    twice += 1;
+                });
+            }
+            assert_eq!(recovered(&image, shape).0, seen);
+        });
+        assert!(cuts > 100 && twice > 100, "{cuts} {twice}");
+    }
+}
+
+/// The versions of the blocks after a recovery; a tag that does not match is a panic.
+fn recovered(image: &[u8], shape: Shape) -> (Vec<u64>, Vec<u8>, Vec<Event>) {
+    let disk = Recorder::new(image);
+    let held = disk.clone();
+    let unit = usize::try_from(shape.2).unwrap();
+    let seen = Sim::new(3).run(move |rt| async move {
+        let s = open(&rt, held, shape, Journaling::Journal).await.unwrap();
+        let mut seen = Vec::new();
+        for block in 0..8usize {
+            let found = read(&s, block as u64 * shape.2 / 512, shape.2 / 512).await;
+            let word = u64::from_le_bytes(found[..8].try_into().unwrap());
+            let version = word >> 16;
+            assert_eq!(found, bytes(block, version, unit), "block {block}");
+            seen.push(version);
+        }
+        seen
+    });
+    (seen, disk.image(), disk.take())
+}
+
+/// What is seen is the state after some whole number of flushes, or between two of them per block.
+fn check_prefix(seen: &[u64], marks: &[(usize, u64)]) {
+    let state = |flushes: usize| {
+        let mut state = vec![0; seen.len()];
+        for (block, version) in &marks[..flushes * 3] {
+            state[*block] = *version;
+        }
+        state
+    };
+    let rounds = marks.len() / 3;
+    let fits = (0..=rounds).any(|n| {
+        let (low, high) = (state(n), state((n + 1).min(rounds)));
+        seen.iter().enumerate().all(|(i, v)| *v == low[i] || *v == high[i])
+    });
+    assert!(fits, "{seen:?} is between no two flushes");
+}
+
+/// Without a journal a cut may separate data and tag: an error, and never wrong bytes. What was flushed and
+/// not written since is there.
+#[test]
+fn without_a_journal_a_cut_may_be_an_error_and_never_wrong_bytes() {
+    let mut errors = 0;
+    for seed in 0..60 {
+        errors += Sim::new(seed).run(move |rt| async move {
+            let shape = SHAPES[1];
+            let disk = made(&rt, shape, DEVICE, 1).await;
+            let disk = SimDisk::new(&rt, disk_geometry(1), image_of(&disk, 1), Plan::default());
+            let s = open(&rt, disk.clone(), shape, Journaling::Direct).await.unwrap();
+            for block in 0..12usize {
+                write(&s, block as u64, &bytes(block, 1, 512)).await;
+            }
+            s.flush().await.unwrap();
+            for block in 0..6usize {
+                write(&s, block as u64, &bytes(block, 2, 512)).await;
+            }
+            let chance = rt.prng().fork();
+            let image = disk.cut(&chance);
+            let disk = SimDisk::new(&rt, disk_geometry(1), image, Plan::instant());
+            let s = open(&rt, disk, shape, Journaling::Direct).await.unwrap();
+            let mut errors = 0;
+            for block in 0..12usize {
+                match try_read(&s, block as u64, 1).await {
+                    Ok(found) => {
+                        let new = block < 6 && found == bytes(block, 2, 512);
+                        assert!(new || found == bytes(block, 1, 512), "block {block}");
+                    }
+                    Err(e) => {
+                        assert_eq!(e.kind, ErrorKind::Corrupt);
+                        assert!(block < 6, "block {block} was flushed and left alone");
+                        errors += 1;
+                    }
+                }
+            }
+            errors
+        });
+    }
+    assert!(errors > 0, "no cut separated data and tag: the test looks at nothing");
+}
