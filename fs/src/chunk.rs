@@ -60,6 +60,12 @@ impl ChunkMap {
         self.chunks.iter().map(|(start, chunk)| (Logical(*start), chunk))
     }
 
+    /// Behind the last chunk: from here on no address means anything.
+    pub fn end(&self) -> Logical {
+        let last = self.iter().next_back();
+        Logical(last.map_or(0, |(start, chunk)| start.0.saturating_add(chunk.length)))
+    }
+
     /// The chunk that holds `at`.
     pub fn find(&self, at: Logical) -> Option<(Logical, &Chunk)> {
         let (start, chunk) = self.chunks.range(..=at.0).next_back()?;

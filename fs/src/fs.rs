@@ -8,6 +8,7 @@ use crate::format::chunk::{Chunk, DevItem};
 use crate::format::key::{ItemType, Key, objectid};
 use crate::format::root::Root;
 use crate::format::superblock::{CompatRo, Incompat, RootPointer, SuperFlags, Superblock};
+use crate::replay::replay;
 use crate::supers::gather;
 use crate::tree::cursor::{Cursor, Tree, find_last};
 use crate::units::Logical;
@@ -29,6 +30,8 @@ pub struct OpenOptions {
     pub ignore_data_csums: bool,
     /// Which tree `/` is: the default subvolume when absent.
     pub subvolume: Option<u64>,
+    /// Show the last commit, without what was fsynced after it.
+    pub ignore_log: bool,
 }
 
 impl Default for OpenOptions {
@@ -38,6 +41,7 @@ impl Default for OpenOptions {
             cache_bytes: 64 << 20,
             ignore_data_csums: false,
             subvolume: None,
+            ignore_log: false,
         }
     }
 }
@@ -45,8 +49,9 @@ impl Default for OpenOptions {
 /// An open file system. It reads; nothing is ever written to a device through it.
 ///
 /// # Log tree
-/// What was fsynced after the last commit lives in a log that only a writer replays. It is ignored
-/// here, with a warning: files show the state of the last commit.
+/// What was fsynced after the last commit lives in a log, which is replayed in memory: files are as
+/// a kernel would show them after its next mount, and the superblock here is of the transaction in
+/// which it would commit that. [`OpenOptions::ignore_log`] shows the last commit.
 pub struct Fs<D: BlockDevice> {
     pub(crate) volume: Volume<D>,
     pub(crate) options: OpenOptions,
@@ -75,7 +80,16 @@ impl<D: BlockDevice> Fs<D> {
     /// Opens a file system on several devices, in any order. Missing ones are no error until
     /// something is read of which they hold the only copy.
     pub async fn open_devices(devices: Vec<D>, options: OpenOptions) -> Result<Fs<D>> {
-        let (volume, warnings) = open_volume(devices, &options).await?;
+        let (mut volume, mut warnings) = open_volume(devices, &options).await?;
+        if volume.sb.log_root.0 != 0 {
+            match options.ignore_log {
+                true => warnings.push(LOG_IGNORED.into()),
+                false => {
+                    let replayed = replay(&volume).await?;
+                    volume.wear(replayed);
+                }
+            }
+        }
         let csums = root_of(&volume, objectid::CSUM_TREE).await?.map(|(tree, _)| tree);
         for warning in &warnings {
             tracing::warn!(fsid = %volume.sb.fsid, "{warning}");
@@ -204,6 +218,10 @@ pub(crate) async fn root_of<D: BlockDevice>(
     Ok(Some((tree, root)))
 }
 
+/// Said where the log is there and not replayed.
+pub(crate) const LOG_IGNORED: &str =
+    "there is a log tree: what was fsynced after the last commit is not shown";
+
 /// What this engine would misread is refused by name.
 pub(crate) fn features(sb: &Superblock) -> Result<()> {
     let unknown = sb.incompat.difference(Incompat::READABLE);
@@ -219,11 +237,6 @@ pub(crate) fn note_state(sb: &Superblock, warnings: &mut Vec<String>) {
     if !unknown.is_empty() {
         let bits = unknown.bits();
         warnings.push(format!("unknown read-only compatible features 0x{bits:x}: reading only"));
-    }
-    if sb.log_root.0 != 0 {
-        warnings.push(
-            "there is a log tree: what was fsynced after the last commit is not shown".into(),
-        );
     }
     if sb.flags.contains(SuperFlags::ERROR) {
         warnings.push("the superblock says that errors were found".into());

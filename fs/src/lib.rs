@@ -32,7 +32,7 @@
 //! ```
 //!
 //! An `fsync` does not wait for all that: it writes a small *log tree*, which a writer replays at the
-//! next mount. This engine ignores it and says so.
+//! next mount. This engine replays it in memory, where readers see it and devices do not.
 //!
 //! # What can be trusted
 //!
@@ -53,6 +53,7 @@
 //! | `tree` | blocks in memory, their cache, cursors, making new ones |
 //! | `supers` | superblocks, and the devices they gather |
 //! | `access` | trees and blocks for tools: cursors, raw copies, all faults of a block |
+//! | `replay` | the log of fsyncs, replayed in memory |
 //! | `fs`, `inode`, `dir`, `file`, `holes`, `subvol`, `paths`, `compress` | what users touch |
 //! | `image`, `inspect` | metadata dumps; looking without believing |
 //! | [`usage`] | block groups and devices, and how full they are |
@@ -99,6 +100,7 @@ mod mkfs;
 pub mod owners;
 mod paths;
 mod raid;
+mod replay;
 pub mod send;
 mod subvol;
 mod supers;

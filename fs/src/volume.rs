@@ -15,6 +15,7 @@ use crate::tree::node::TreeBlock;
 use crate::units::{Logical, Physical, to_usize};
 use crate::verify::{Expect, Rules};
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use varve_block::{BlockDevice, BufPool, Extent, Geometry, Sector, Sectors, chain};
 
@@ -36,6 +37,8 @@ pub(crate) struct Volume<D> {
     /// Filled while opening; never changed afterwards.
     chunks: RefCell<ChunkMap>,
     blocks: BlockCache,
+    /// Blocks that are on no device: what a replay of the log in memory made.
+    pub(crate) made: BTreeMap<Logical, Arc<TreeBlock>>,
     pool: BufPool,
     bad_copies: Cell<u64>,
 }
@@ -64,6 +67,7 @@ impl<D: BlockDevice> Volume<D> {
             rules,
             chunks: RefCell::default(),
             blocks: BlockCache::new(cache_bytes),
+            made: BTreeMap::new(),
             pool: BufPool::new(POOL_BUDGET),
             bad_copies: Cell::new(0),
         }
@@ -88,6 +92,10 @@ impl<D: BlockDevice> Volume<D> {
 
     /// The block that `expect` describes, from memory or from the first good copy.
     pub(crate) async fn block(&self, expect: &Expect) -> Result<Arc<TreeBlock>> {
+        if let Some(block) = self.made.get(&expect.logical) {
+            block.is_expected(expect)?;
+            return Ok(Arc::clone(block));
+        }
         loop {
             match self.blocks.look(expect.logical) {
                 Look::Hit(block) => {

@@ -95,6 +95,9 @@ pub struct FsSource {
     #[arg(long = "super", value_name = "0..2", default_value_t = 0,
           value_parser = clap::value_parser!(u8).range(0..3))]
     pub super_copy: u8,
+    /// Show the last commit, without what was fsynced after it. Default: the log is replayed in memory
+    #[arg(long)]
+    pub nologreplay: bool,
 }
 
 #[derive(Args, Debug)]

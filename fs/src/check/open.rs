@@ -7,7 +7,7 @@ use super::reader::Reader;
 use crate::error::{Error, Place, Result};
 use crate::format::key::objectid;
 use crate::format::superblock::{CompatRo, SUPER_OFFSETS, Superblock};
-use crate::fs::{features, load_chunks, note_state};
+use crate::fs::{LOG_IGNORED, features, load_chunks, note_state};
 use crate::supers::gather;
 use crate::tree::cursor::Tree;
 use crate::units::Logical;
@@ -27,6 +27,9 @@ pub(super) async fn open<D: BlockDevice>(
     features(&sb)?;
     let rules = Rules::of(&sb).ok_or_else(|| Error::unsupported("unknown checksum type"))?;
     note_state(&sb, &mut warnings);
+    if sb.log_root.0 != 0 {
+        warnings.push(LOG_IGNORED.into());
+    }
     let volume = Volume::new(members, sb, rules, VOLUME_CACHE);
     load_chunks(&volume, &mut warnings).await?;
     agreed(&volume).await?;

@@ -11,7 +11,8 @@ use crate::format::block::Header;
 use crate::format::chunk::Chunk;
 use crate::format::key::{ItemType, Key, objectid};
 use crate::format::superblock::{Backup, RootPointer, SUPER_OFFSETS, Superblock};
-use crate::fs::{Fs, OpenOptions};
+use crate::fs::{Fs, LOG_IGNORED, OpenOptions};
+use crate::replay::replay;
 use crate::supers::gather;
 use crate::tree::cursor::Tree;
 use crate::units::Logical;
@@ -26,9 +27,10 @@ pub struct RescueOptions {
     pub super_copy: Option<usize>,
     /// The root tree's root, at this logical address.
     pub root_block: Option<Logical>,
-    /// As in [`OpenOptions`].
+    /// This and the rest as in [`OpenOptions`].
     pub subvolume: Option<u64>,
     pub ignore_data_csums: bool,
+    pub ignore_log: bool,
 }
 
 /// What could be opened, and in which way.
@@ -138,10 +140,21 @@ async fn attempt<D: BlockDevice>(
         notes.push(format!("the root block {at} of generation {} was used", volume.sb.generation));
     }
     notes.extend(bad.gaps().iter().map(|gap| format!("a block of the chunk tree: {}", gap.why)));
+    let current = volume.sb.tree_root() == newest.tree_root();
+    if volume.sb.log_root.0 != 0 && (!current || options.ignore_log) {
+        // It belongs to the last commit and to no other.
+        warnings.push(LOG_IGNORED.into());
+    } else if volume.sb.log_root.0 != 0 {
+        match replay(&volume).await {
+            Ok(replayed) => volume.wear(replayed),
+            Err(error) => notes.push(format!("the last commit is shown: {}", chain(&error))),
+        }
+    }
     let open = OpenOptions {
         super_copy: copy,
         ignore_data_csums: options.ignore_data_csums,
         subvolume: options.subvolume,
+        ignore_log: options.ignore_log,
         ..OpenOptions::default()
     };
     let fs = Fs::over(volume, open, warnings).await?;

@@ -8,6 +8,7 @@ mod check_more;
 mod export;
 mod inspect;
 mod kernel;
+mod log;
 mod mkfs;
 mod raid;
 mod read;

@@ -143,29 +143,6 @@ fn subvolumes_are_listed_and_the_default_one_is_the_top() {
     });
 }
 
-/// A disk as a power cut leaves it: what was fsynced after the last commit is in the log only.
-#[test]
-fn a_log_tree_is_mentioned_and_the_last_commit_is_shown() {
-    let test = "a_log_tree_is_mentioned_and_the_last_commit_is_shown";
-    let Some(dir) = workshop(test) else { return };
-    let image = dir.path().join("disk");
-    shell(dir.path(), "truncate -s 200M disk; mkfs.btrfs -q disk >/dev/null");
-    let mount = Mount::new(&image, "commit=300");
-    shell(mount.path(), "echo old > f; sync; echo new > g; sync -d g; sync ../disk");
-    let cut = dir.path().join("cut");
-    shell(dir.path(), "cp --sparse=always disk cut");
-    drop(mount);
-    let device = load(&cut);
-    Sim::new(1).run(|_| async move {
-        let fs = Fs::open(device, OpenOptions::default()).await.unwrap();
-        assert!(fs.superblock().log_root.0 != 0, "the kernel has written a log");
-        assert!(fs.warnings().iter().any(|w| w.contains("log tree")));
-        let f = fs.lookup("/f").await.unwrap();
-        assert_eq!(fs.read(f, 0, 100).await.unwrap(), b"old\n");
-        assert_eq!(kind(fs.lookup("/g").await), Some(ErrorKind::NotFound));
-    });
-}
-
 /// Data in two copies, each with a bad sector of its own: every byte is still there. Then both copies
 /// of one sector are bad, and only that sector is lost.
 #[test]

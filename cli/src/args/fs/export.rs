@@ -46,6 +46,9 @@ pub struct FsExport {
     /// Start from the root tree whose root is at this logical address: an older state
     #[arg(long, value_name = "BYTE")]
     pub root_block: Option<u64>,
+    /// Show the last commit, without what was fsynced after it. Default: the log is replayed in memory
+    #[arg(long)]
+    pub nologreplay: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

@@ -32,6 +32,9 @@ pub struct FsSend {
     /// Send compressed extents as they are on disk
     #[arg(long)]
     pub compressed_data: bool,
+    /// Show the last commit, without what was fsynced after it. Default: the log is replayed in memory
+    #[arg(long)]
+    pub nologreplay: bool,
 }
 
 #[derive(Args, Debug)]

@@ -69,6 +69,7 @@ async fn open(
         root_block: args.root_block.map(Logical),
         subvolume: args.subvolume.as_ref().and_then(|id| id.parse().ok()),
         ignore_data_csums: args.ignore_checksums,
+        ignore_log: args.nologreplay,
     };
     if let Some(subvolume) = args.subvolume.as_ref().filter(|_| options.subvolume.is_none()) {
         // By path, from the top level.

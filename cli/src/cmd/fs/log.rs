@@ -76,7 +76,11 @@ pub(super) async fn logged(devices: &[Dyn]) -> anyhow::Result<Vec<Logged>> {
     let trees = inspector.log().await;
     let fs = match trees.is_empty() {
         true => None,
-        false => Fs::open_devices(devices.to_vec(), OpenOptions::default()).await.ok(),
+        false => {
+            // The log may be what is broken.
+            let options = OpenOptions { ignore_log: true, ..OpenOptions::default() };
+            Fs::open_devices(devices.to_vec(), options).await.ok()
+        }
     };
     let mut all = Vec::new();
     for tree in trees {

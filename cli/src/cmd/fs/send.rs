@@ -34,7 +34,8 @@ pub(super) async fn run(rt: &Rt, args: FsSend) -> anyhow::Result<Outcome> {
     let name = config.backing.display().to_string();
     let devices = source::devices(rt, config, &args.devices).await?;
     // Paths begin at the top level, whatever the default subvolume is.
-    let options = OpenOptions { subvolume: Some(5), ..OpenOptions::default() };
+    let options =
+        OpenOptions { subvolume: Some(5), ignore_log: args.nologreplay, ..OpenOptions::default() };
     let fs = Fs::open_devices(devices, options)
         .await
         .with_context(|| format!("no btrfs to read on {name}"))?;

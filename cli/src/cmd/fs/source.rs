@@ -39,7 +39,11 @@ pub(crate) async fn open_at(
 
 /// What the flags say about opening.
 pub(crate) fn options(source: &FsSource) -> OpenOptions {
-    OpenOptions { super_copy: source.super_copy.into(), ..OpenOptions::default() }
+    OpenOptions {
+        super_copy: source.super_copy.into(),
+        ignore_log: source.nologreplay,
+        ..OpenOptions::default()
+    }
 }
 
 /// Every member device, opened read-only: the stack of `config`, then `more`, encrypted like it.
