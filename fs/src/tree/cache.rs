@@ -148,6 +148,9 @@ impl State {
 }
 
 #[cfg(test)]
+mod model;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::csum::CsumType;
@@ -156,7 +159,7 @@ mod tests {
     use crate::tree::build::{self, Stamp};
     use crate::verify::{Expect, Rules};
 
-    fn block(at: u64) -> TreeBlock {
+    pub(super) fn block(at: u64) -> TreeBlock {
         let rules = Rules {
             sectorsize: 4096,
             nodesize: 4096,

@@ -4,6 +4,7 @@ mod check;
 mod check_data;
 mod damage;
 mod devices;
+mod double_read;
 mod export;
 mod flight;
 mod fuzz;

@@ -191,3 +191,26 @@ proptest::proptest! {
         proptest::prop_assert!(findings <= 16384);
     }
 }
+
+/// S16: the two examples of the tree checker's own announcement, in today's words.
+#[test]
+fn s16_the_documented_examples_are_named_exactly() {
+    let inode = Inode { generation: 9, mode: 0o040_755, nlink: 1, ..Inode::default() };
+    let (_, message) = judge(id::DATA_RELOC_TREE, &[item(1, T::INODE_ITEM, 0, inode.encode())])
+        .expect("a broken rule");
+    assert_eq!(
+        message,
+        "corrupt leaf: root=18446744073709551607 block=30408704 slot=0, invalid key objectid: has 1 \
+         expect 6 or [256, 18446744073709551360] or 18446744073709551604"
+    );
+    // An empty tree of checksums is legal; an empty leaf that a node leads to is not.
+    fine(id::CSUM_TREE, &[]);
+    let mut empty = leaf_of(id::CSUM_TREE, &[]);
+    build::seal(&mut empty, CsumType::Crc32c);
+    let first_key = Some(Key::new(id::EXTENT_CSUM, T::EXTENT_CSUM, 0));
+    let (generation, owner) = (Some(9), Some(id::CSUM_TREE));
+    let expect = Expect { logical: AT, level: 0, generation, first_key, owner };
+    let fault = read_block(&rules(), &empty, &expect, 1).unwrap_err();
+    let words = "invalid tree nritems, bytenr=30408704 nritems=0 expect >0";
+    assert_eq!((fault.rule, &*fault.message), (162, words));
+}
