@@ -2,6 +2,7 @@
 //! btrfs-progs see.
 
 mod csum_report;
+mod encrypted;
 mod logged;
 mod mapped;
 mod mounted;

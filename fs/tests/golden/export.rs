@@ -112,7 +112,7 @@ fn a_dry_run_counts_the_same_and_writes_nothing() {
 
 /// S10 for data: of every file it is known which sectors were lost.
 #[test]
-fn with_data_sectors_lost_every_other_file_is_exact_and_the_ranges_are_listed() {
+fn s10_with_data_sectors_lost_every_other_file_is_exact_and_the_ranges_are_listed() {
     for (seed, percent) in [(1, 1), (2, 5), (3, 30)] {
         in_sim(move |rt| async move {
             let device = golden();
@@ -160,7 +160,7 @@ fn with_data_sectors_lost_every_other_file_is_exact_and_the_ranges_are_listed() 
 
 /// S10 for all of the device: metadata too, of which there are two copies.
 #[test]
-fn with_blocks_lost_everywhere_nothing_wrong_is_called_whole() {
+fn s10_with_blocks_lost_everywhere_nothing_wrong_is_called_whole() {
     for (seed, percent) in [(4, 1), (5, 10), (6, 20), (7, 30)] {
         in_sim(move |rt| async move {
             let device = golden();

@@ -3,6 +3,7 @@
 //! Needs root, loop devices, a kernel with btrfs, and btrfs-progs; without one of them each test says
 //! which and passes.
 
+mod bad_data;
 mod check_data;
 mod check_more;
 mod export;

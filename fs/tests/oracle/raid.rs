@@ -122,8 +122,8 @@ fn raid6_rebuilds_any_two_devices() {
 
 /// S32: a mirror that missed commits is not read as if it were current.
 #[test]
-fn a_device_that_missed_commits_is_left_out_by_name() {
-    let test = "a_device_that_missed_commits_is_left_out_by_name";
+fn s32_a_device_that_missed_commits_is_left_out_by_name() {
+    let test = "s32_a_device_that_missed_commits_is_left_out_by_name";
     let Some(dir) = workshop(test) else { return };
     let (mut disks, _) = made(dir.path(), "raid1", 2);
     let paths = [dir.path().join("disk1"), dir.path().join("disk2")];
