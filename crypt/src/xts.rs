@@ -223,12 +223,10 @@ impl Xts {
     /// As [`Xts::encrypt`], and when the lengths differ.
     pub fn encrypt_into(&self, n: u64, from: &[u8], to: &mut [u8]) {
         assert_eq!(from.len(), to.len(), "source and target have one length");
-        let units = self.units(n, from.len());
+        let (ivs, size) = (self.units(n, from.len()), self.sector_size.bytes());
         match &self.engine {
-            Expanded::Fused(fused) => {
-                fused.encrypt_into(units, self.sector_size.bytes(), from, to);
-            }
-            Expanded::AwsLc(aws) => aws.encrypt_into(units, from, to),
+            Expanded::Fused(fused) => fused.encrypt_into(ivs, size, from, to),
+            Expanded::AwsLc(aws) => aws.encrypt_into(ivs, size, from, to),
             Expanded::Soft(_) | Expanded::Old(_) => {
                 to.copy_from_slice(from);
                 self.encrypt(n, to);
@@ -237,19 +235,23 @@ impl Xts {
     }
 
     fn in_place(&self, direction: Direction, n: u64, data: &mut [u8]) {
-        let units = self.units(n, data.len());
+        self.run(direction, self.units(n, data.len()), data);
+    }
+
+    /// Whole data units, the next of `ivs` for each.
+    fn run(&self, direction: Direction, ivs: impl Iterator<Item = [u8; 16]>, data: &mut [u8]) {
         let size = self.sector_size.bytes();
         match &self.engine {
-            Expanded::Fused(fused) => fused.in_place(direction, units, size, data),
-            Expanded::AwsLc(aws) => aws.in_place(direction, units, data),
+            Expanded::Fused(fused) => fused.in_place(direction, ivs, size, data),
+            Expanded::AwsLc(aws) => aws.in_place(direction, ivs, size, data),
             Expanded::Soft(soft) => {
                 let encrypt = matches!(direction, Direction::Encrypt);
-                for (iv, unit) in units.zip(data.chunks_exact_mut(size)) {
+                for (iv, unit) in ivs.zip(data.chunks_exact_mut(size)) {
                     soft.sector(encrypt, iv, unit);
                 }
             }
             Expanded::Old(old) => {
-                for (iv, unit) in units.zip(data.chunks_exact_mut(size)) {
+                for (iv, unit) in ivs.zip(data.chunks_exact_mut(size)) {
                     old.sector(direction, iv, unit);
                 }
             }

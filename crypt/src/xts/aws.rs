@@ -15,7 +15,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use aws_lc_sys as aws;
 
-use super::{Direction, Units};
+use super::Direction;
 use crate::error::{Error, Result};
 use crate::key::Key;
 
@@ -51,20 +51,32 @@ impl AwsLc {
         set[home].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn in_place(&self, direction: Direction, units: Units<'_>, data: &mut [u8]) {
+    /// Runs over whole data units of `unit` bytes, in place.
+    pub(super) fn in_place(
+        &self,
+        direction: Direction,
+        ivs: impl Iterator<Item = [u8; 16]>,
+        unit: usize,
+        data: &mut [u8],
+    ) {
         let mut context = self.context(direction);
-        let size = units.size;
-        for (iv, unit) in units.zip(data.chunks_exact_mut(size)) {
+        for (iv, unit) in ivs.zip(data.chunks_exact_mut(unit)) {
             context.start(&iv);
             context.run(unit.as_ptr(), unit.as_mut_ptr(), unit.len());
         }
     }
 
-    pub(super) fn encrypt_into(&self, units: Units<'_>, from: &[u8], to: &mut [u8]) {
+    /// Encrypts whole data units of `unit` bytes from one buffer into another of the same length.
+    pub(super) fn encrypt_into(
+        &self,
+        ivs: impl Iterator<Item = [u8; 16]>,
+        unit: usize,
+        from: &[u8],
+        to: &mut [u8],
+    ) {
         let mut context = self.context(Direction::Encrypt);
-        let size = units.size;
-        let pairs = from.chunks_exact(size).zip(to.chunks_exact_mut(size));
-        for (iv, (from, to)) in units.zip(pairs) {
+        let pairs = from.chunks_exact(unit).zip(to.chunks_exact_mut(unit));
+        for (iv, (from, to)) in ivs.zip(pairs) {
             context.start(&iv);
             context.run(from.as_ptr(), to.as_mut_ptr(), to.len());
         }
