@@ -35,7 +35,7 @@ pub struct Geometry {
     pub len: Sectors,
     /// Requests start and end on multiples of this.
     pub block: Sectors,
-    /// What the medium prefers (never smaller than `block`).
+    /// What the medium prefers, and writes whole or not at all (never smaller than `block`).
     pub preferred: Sectors,
     /// No request is longer. At most [`Geometry::MAX_REQUEST`].
     pub max_request: Sectors,

@@ -3,10 +3,12 @@
 mod activation;
 mod crypt;
 mod fs;
+mod secret;
 
 pub use activation::*;
 pub use crypt::*;
 pub use fs::*;
+pub use secret::*;
 
 use crate::size::Size;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -59,21 +61,8 @@ pub struct StackArgs {
     /// How writes are cached; kept on the disk as the kernel keeps it. Default: as persisted
     #[arg(long, value_enum, value_name = "MODE")]
     pub cache_mode: Option<CacheModeArg>,
-    /// Unlock with the raw content of this file
-    #[arg(long, value_name = "FILE")]
-    pub key_file: Option<PathBuf>,
-    /// Skip this many bytes of the key file
-    #[arg(long, value_name = "SIZE", requires = "key_file")]
-    pub keyfile_offset: Option<Size>,
-    /// Use only this many bytes of the key file
-    #[arg(long, value_name = "SIZE", requires = "key_file")]
-    pub keyfile_size: Option<Size>,
-    /// Unlock with the first line of this file
-    #[arg(long, value_name = "FILE")]
-    pub passphrase_file: Option<PathBuf>,
-    /// Unlock with the first line read from this file descriptor
-    #[arg(long, value_name = "FD")]
-    pub passphrase_fd: Option<i32>,
+    #[command(flatten)]
+    pub secret: SecretArgs,
     /// Ask for the passphrase on the terminal
     #[arg(long)]
     pub unlock: bool,
@@ -86,6 +75,8 @@ pub struct StackArgs {
     /// Plain dm-crypt, for example aes-xts-plain64,sector=512,offset=0; the key file is the volume key
     #[arg(long, value_name = "SPEC")]
     pub plain: Option<String>,
+    #[command(flatten)]
+    pub allowed: AllowedArgs,
     /// Stop below encryption although a LUKS header is there
     #[arg(long)]
     pub no_crypt: bool,

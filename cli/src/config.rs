@@ -1,6 +1,6 @@
 //! The stack as asked for: flags over a TOML file, checked once into a typed [`StackConfig`].
 
-use crate::args::{ActivationArgs, CacheModeArg, StackArgs};
+use crate::args::{ActivationArgs, AllowedArgs, CacheModeArg, SecretArgs, StackArgs};
 use crate::failure::usage;
 use crate::size::Size;
 use anyhow::Context;
@@ -39,6 +39,7 @@ pub(crate) struct StackConfig {
     pub cache: Option<PathBuf>,
     pub cache_mode: Option<CacheModeArg>,
     pub crypt: CryptConfig,
+    pub allowed: AllowedArgs,
     pub activation: Activation,
     /// The flags go to the header, too.
     pub persistent: bool,
@@ -65,6 +66,10 @@ struct StackFile {
     key_slot: Option<u32>,
     header: Option<PathBuf>,
     plain: Option<String>,
+    #[serde(default)]
+    allow_costly_kdf: bool,
+    #[serde(default)]
+    allow_weak_key: bool,
     #[serde(default)]
     no_crypt: bool,
     allow_discards: Option<bool>,
@@ -102,9 +107,9 @@ fn merged(flags: &StackArgs) -> anyhow::Result<StackArgs> {
         Ok(file) => file,
         Err(e) => return usage(format!("stack file {}: {}", path.display(), e.message())),
     };
-    let secret_given = flags.key_file.is_some()
-        || flags.passphrase_file.is_some()
-        || flags.passphrase_fd.is_some()
+    let secret_given = flags.secret.key_file.is_some()
+        || flags.secret.passphrase_file.is_some()
+        || flags.secret.passphrase_fd.is_some()
         || flags.unlock
         || flags.no_crypt;
     all.backing = all.backing.or(beside(path, file.backing));
@@ -113,11 +118,13 @@ fn merged(flags: &StackArgs) -> anyhow::Result<StackArgs> {
         all.cache_mode = Some(mode_named(&name)?);
     }
     if !secret_given {
-        all.key_file = beside(path, file.key_file);
-        all.keyfile_offset = all.keyfile_offset.or(file.keyfile_offset);
-        all.keyfile_size = all.keyfile_size.or(file.keyfile_size);
-        all.passphrase_file = beside(path, file.passphrase_file);
-        all.passphrase_fd = file.passphrase_fd;
+        all.secret = SecretArgs {
+            key_file: beside(path, file.key_file),
+            keyfile_offset: all.secret.keyfile_offset.or(file.keyfile_offset),
+            keyfile_size: all.secret.keyfile_size.or(file.keyfile_size),
+            passphrase_file: beside(path, file.passphrase_file),
+            passphrase_fd: file.passphrase_fd,
+        };
         all.unlock = file.unlock;
         all.no_crypt = file.no_crypt;
     }
@@ -126,6 +133,10 @@ fn merged(flags: &StackArgs) -> anyhow::Result<StackArgs> {
         all.plain = all.plain.or(file.plain);
         all.key_slot = all.key_slot.or(file.key_slot);
     }
+    all.allowed = all.allowed.or(AllowedArgs {
+        allow_costly_kdf: file.allow_costly_kdf,
+        allow_weak_key: file.allow_weak_key,
+    });
     all.activation = all.activation.or(ActivationArgs {
         allow_discards: file.allow_discards,
         same_cpu_crypt: file.same_cpu_crypt,
@@ -144,11 +155,11 @@ fn merged(flags: &StackArgs) -> anyhow::Result<StackArgs> {
     Ok(all)
 }
 
-/// Where the secret comes from, if one of the flags says so.
+/// Where the secret comes from, if one of the flags says so. `prompt`: the terminal was named.
 ///
 /// # Errors
 /// [`crate::failure::Usage`] when several do.
-pub(crate) fn secret_of(args: &StackArgs) -> anyhow::Result<Option<SecretSource>> {
+pub(crate) fn secret_of(args: &SecretArgs, prompt: bool) -> anyhow::Result<Option<SecretSource>> {
     let mut found = Vec::new();
     if let Some(path) = &args.key_file {
         found.push(SecretSource::KeyFile {
@@ -159,7 +170,7 @@ pub(crate) fn secret_of(args: &StackArgs) -> anyhow::Result<Option<SecretSource>
     }
     found.extend(args.passphrase_file.clone().map(SecretSource::PassphraseFile));
     found.extend(args.passphrase_fd.map(SecretSource::PassphraseFd));
-    if args.unlock {
+    if prompt {
         found.push(SecretSource::Prompt);
     }
     if found.len() > 1 {
@@ -221,7 +232,7 @@ impl StackConfig {
         if args.allow_stale && !args.read_only {
             return usage("--allow-stale needs --read-only");
         }
-        let secret = secret_of(&args)?;
+        let secret = secret_of(&args.secret, args.unlock)?;
         let crypt = match (secret, args.plain.clone()) {
             (Some(_), _) if args.no_crypt => {
                 return usage("--no-crypt stops below encryption: no key is needed");
@@ -248,6 +259,7 @@ impl StackConfig {
             cache: args.cache,
             cache_mode: args.cache_mode,
             crypt,
+            allowed: args.allowed,
             activation: args.activation.said(),
             persistent: args.activation.persistent,
             workers,
@@ -275,6 +287,7 @@ pub(crate) struct HeaderConfig {
     pub place: HeaderPlace,
     pub secret: Option<SecretSource>,
     pub key_slot: Option<u32>,
+    pub allowed: AllowedArgs,
 }
 
 /// What holds the header.
@@ -299,13 +312,13 @@ impl HeaderConfig {
         if args.no_crypt {
             return usage("--no-crypt stops below encryption, where no header is");
         }
-        let secret = secret_of(&args)?;
-        let key_slot = args.key_slot;
+        let secret = secret_of(&args.secret, args.unlock)?;
+        let (key_slot, allowed) = (args.key_slot, args.allowed);
         let place = match args.header.take() {
             Some(path) => HeaderPlace::Detached(path),
             None => HeaderPlace::Below(StackConfig::new(&args, image)?.below_crypt()),
         };
-        Ok(HeaderConfig { place, secret, key_slot })
+        Ok(HeaderConfig { place, secret, key_slot, allowed })
     }
 }
 
@@ -340,27 +353,30 @@ mod tests {
         StackArgs { backing: Some(backing.into()), ..StackArgs::default() }
     }
 
+    fn keyed() -> StackArgs {
+        let secret = SecretArgs { key_file: Some("key".into()), ..SecretArgs::default() };
+        StackArgs { secret, ..flags("hdd") }
+    }
+
     #[test]
     fn a_key_means_luks_and_no_key_means_none() {
         let plain = StackConfig::new(&flags("hdd"), None).unwrap();
         assert_eq!(plain.crypt, CryptConfig::None);
-        let keyed = StackArgs { key_file: Some("key".into()), ..flags("hdd") };
-        let keyed = StackConfig::new(&keyed, None).unwrap();
+        let keyed = StackConfig::new(&keyed(), None).unwrap();
         assert!(matches!(keyed.crypt, CryptConfig::Luks { .. }));
     }
 
     #[test]
     fn contradictions_are_usage_errors() {
-        let both = StackArgs { no_crypt: true, key_file: Some("k".into()), ..flags("hdd") };
-        let two = StackArgs { unlock: true, key_file: Some("k".into()), ..flags("hdd") };
+        let both = StackArgs { no_crypt: true, ..keyed() };
+        let two = StackArgs { unlock: true, ..keyed() };
         let mode = StackArgs { cache_mode: Some(CacheModeArg::None), ..flags("hdd") };
         let keyless = StackArgs { plain: Some("aes-xts-plain64".into()), ..flags("hdd") };
         let persistent = ActivationArgs { persistent: true, ..ActivationArgs::default() };
         let all = ActivationArgs { allow_discards: Some(true), ..persistent };
-        let keyed = StackArgs { key_file: Some("k".into()), ..flags("hdd") };
-        let silent = StackArgs { activation: persistent, ..keyed.clone() };
+        let silent = StackArgs { activation: persistent, ..keyed() };
         let open = StackArgs { activation: all, ..flags("hdd") };
-        let reading = StackArgs { activation: all, read_only: true, ..keyed };
+        let reading = StackArgs { activation: all, read_only: true, ..keyed() };
         for bad in [both, two, mode, keyless, silent, open, reading, StackArgs::default()] {
             let error = StackConfig::new(&bad, None).unwrap_err();
             assert!(error.is::<crate::failure::Usage>(), "{error}");
@@ -377,12 +393,14 @@ mod tests {
         let stack = StackConfig::new(&args, None).unwrap();
         assert_eq!(stack.backing, dir.path().join("hdd"));
         assert_eq!(stack.cache_mode, Some(CacheModeArg::Writeback));
-        let flagged = "backing = \"hdd\"\nallow_discards = false\nno_read_workqueue = true\n";
+        let flagged = "backing = \"hdd\"\nallow_discards = false\nno_read_workqueue = true\n\
+                       allow_costly_kdf = true\n";
         std::fs::write(&file, flagged).unwrap();
         let stack = StackConfig::new(&args, None).unwrap();
         assert_eq!(stack.activation.allow_discards, Some(false));
         assert_eq!(stack.activation.no_read_workqueue, Some(true));
         assert_eq!(stack.activation.same_cpu_crypt, None);
+        assert!(stack.allowed.allow_costly_kdf && !stack.allowed.allow_weak_key);
         std::fs::write(&file, "backing = \"hdd\"\ncolour = \"red\"\n").unwrap();
         let error = StackConfig::new(&args, None).unwrap_err().to_string();
         assert!(error.contains("colour"), "{error}");

@@ -16,7 +16,7 @@ use varve_block::{BlockDevice, BufPool, Dyn, Extent, Rt, Sector, Sectors};
 use varve_cache::format::{BackingState, BackingSuper, CacheMode, DeviceFacts, Superblock};
 use varve_cache::{Cache, CacheView, OpenOptions};
 use varve_crypt::{
-    Crypt, CryptOptions, Key, MapOptions, PlainSpec, Replayed, Sealed, UnlockOptions, Volume,
+    Crypt, CryptOptions, Key, MapOptions, PlainSpec, Replayed, Sealed, Volume,
     VolumeHandle,
 };
 
@@ -265,6 +265,10 @@ async fn add_crypt(
         Some(volume) => volume,
         None => unlock(rt, config, secret, &below).await?,
     };
+    let data = below.geometry();
+    for note in volume.notes_over(&data) {
+        tracing::warn!(dev = %data.dev, "{note}");
+    }
     if config.persistent {
         keep_flags(rt, config, &below).await?;
     }
@@ -342,10 +346,10 @@ async fn unlock(
             if !matches!(source, SecretSource::KeyFile { .. }) {
                 return usage("--plain takes the volume key from --key-file");
             }
-            plain(below, spec, secret)
+            plain(below, spec, secret, config.allowed.allow_weak_key)
         }
         CryptConfig::Luks { header, key_slot, .. } => {
-            let options = UnlockOptions { slot: *key_slot, ..UnlockOptions::default() };
+            let options = config.allowed.options(*key_slot);
             match header {
                 None => Ok(varve_crypt::unlock(rt, below, &options, secret).await?),
                 Some(path) => {
@@ -369,12 +373,12 @@ pub(crate) fn crypt_over<D: BlockDevice>(
     Ok(Crypt::new(rt, below, VolumeHandle::new(volume), pool, options)?)
 }
 
-fn plain(below: &Dyn, spec: &str, key: &Key) -> anyhow::Result<Volume> {
+fn plain(below: &Dyn, spec: &str, key: &Key, allow_weak_key: bool) -> anyhow::Result<Volume> {
     let spec = PlainSpec::parse(spec)?;
     let options = MapOptions {
         data_len: below.geometry().len,
         detached: true,
-        allow_weak_key: false,
+        allow_weak_key,
         engine: varve_crypt::Engine::default(),
     };
     Ok(spec.open(key.duplicate(), &options)?)

@@ -65,6 +65,8 @@ pub struct Limits {
     pub argon2_work_kib: u64,
     /// Most PBKDF2 iterations.
     pub pbkdf2_iterations: u32,
+    /// After this long no further slot is tried (check 28): a header can name 32 of them.
+    pub total: Duration,
     /// Raised by somebody else to stop the work: between PBKDF2 blocks, and between slots.
     pub stop: Option<Arc<AtomicBool>>,
 }
@@ -75,6 +77,7 @@ impl Default for Limits {
             argon2_memory_kib: 2 << 20,
             argon2_work_kib: 64 << 20,
             pbkdf2_iterations: 1 << 28,
+            total: Duration::from_secs(600),
             stop: None,
         }
     }
@@ -87,6 +90,7 @@ impl Limits {
             argon2_memory_kib: ARGON2_MEMORY_MAX_KIB,
             argon2_work_kib: u64::MAX,
             pbkdf2_iterations: 1 << 31,
+            total: Duration::MAX,
             stop: None,
         }
     }
@@ -199,12 +203,46 @@ fn argon2(
 
 /// Memory of the machine; all of it when the system does not say.
 fn physical_memory_kib() -> u32 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    text.lines()
-        .find_map(|l| l.strip_prefix("MemTotal:"))
-        .and_then(|l| l.split_whitespace().next())
-        .and_then(|n| n.parse::<u64>().ok())
-        .map_or(u32::MAX, |kib| u32::try_from(kib).unwrap_or(u32::MAX))
+    Memory::of_this_machine().total_kib
+}
+
+/// What the system says of the machine's memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Memory {
+    total_kib: u32,
+    /// What can be had without swapping.
+    available_kib: u32,
+    swap_kib: u32,
+}
+
+impl Memory {
+    fn of_this_machine() -> Memory {
+        Memory::parse(&std::fs::read_to_string("/proc/meminfo").unwrap_or_default())
+    }
+
+    /// From the lines of `/proc/meminfo`. What is missing there is taken for plenty.
+    fn parse(text: &str) -> Memory {
+        let field = |name: &str| {
+            text.lines()
+                .find_map(|l| l.strip_prefix(name)?.strip_prefix(':'))
+                .and_then(|l| l.split_whitespace().next())
+                .and_then(|n| n.parse::<u64>().ok())
+                .map_or(u32::MAX, |kib| u32::try_from(kib).unwrap_or(u32::MAX))
+        };
+        Memory {
+            total_kib: field("MemTotal"),
+            available_kib: field("MemAvailable"),
+            swap_kib: field("SwapTotal"),
+        }
+    }
+
+    /// Most that a derivation that will be repeated at every unlocking may take: half of the machine's
+    /// memory; half of what is free on a small machine that cannot swap.
+    fn for_a_new_slot_kib(self) -> u32 {
+        let small = self.total_kib < 4 << 20 && self.swap_kib == 0;
+        let of = if small { self.available_kib.min(self.total_kib) } else { self.total_kib };
+        of / 2
+    }
 }
 
 /// What a new keyslot's derivation should cost.
@@ -214,7 +252,8 @@ pub enum Cost {
     Benchmark {
         /// How long unlocking should take here.
         target: Duration,
-        /// Most Argon2 memory, in KiB; half of the machine's memory caps it too.
+        /// Most Argon2 memory, in KiB; half of the machine's memory caps it too, half of what is free
+        /// on a machine below 4 GiB without swap.
         memory_kib_max: u32,
         /// Most Argon2 lanes; the number of processors caps it too.
         lanes_max: u32,
@@ -344,7 +383,8 @@ fn benchmark_argon2(
 ) -> Result<Kdf> {
     let cpus = std::thread::available_parallelism().map_or(1, |n| n.get().min(64));
     let lanes = lanes_max.clamp(1, u32::try_from(cpus).expect("at most 64"));
-    let most = memory_kib_max.min(physical_memory_kib() / 2).min(ARGON2_MEMORY_MAX_KIB);
+    let most = memory_kib_max.min(Memory::of_this_machine().for_a_new_slot_kib());
+    let most = most.min(ARGON2_MEMORY_MAX_KIB);
     let least = ARGON2_MEMORY_BENCH_MIN_KIB.min(most).max(8 * lanes);
     let most = most.max(least);
     let secret = Key::copy_from(b"benchmark");
@@ -454,6 +494,21 @@ mod tests {
         let limits = Limits { stop: Some(stop), ..Limits::default() };
         let long = Kdf::Pbkdf2 { hash: Hash::Sha1, iterations: 1 << 27, salt };
         assert!(matches!(long.derive(&secret, 64, &limits), Err(Error::Interrupted)));
+    }
+
+    #[test]
+    fn a_small_machine_without_swap_gives_half_of_what_is_free() {
+        let said = |total: u64, available: u64, swap: u64| {
+            let text = format!(
+                "MemTotal: {total} kB\nMemFree: 1 kB\nMemAvailable: {available} kB\n\
+                 SwapCached: 7 kB\nSwapTotal: {swap} kB\n"
+            );
+            Memory::parse(&text).for_a_new_slot_kib()
+        };
+        assert_eq!(said(2 << 20, 300 << 10, 0), 150 << 10);
+        assert_eq!(said(2 << 20, 300 << 10, 1), 1 << 20);
+        assert_eq!(said(4 << 20, 300 << 10, 0), 2 << 20);
+        assert_eq!(Memory::parse("").for_a_new_slot_kib(), u32::MAX / 2);
     }
 
     #[test]

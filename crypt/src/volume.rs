@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use varve_block::{Extent, Sector, Sectors};
+use varve_block::{Extent, Geometry, Sector, Sectors};
 
 use crate::cipher::CipherSpec;
 use crate::error::{Corrupt, Error, Result};
@@ -93,6 +93,23 @@ impl Volume {
         self.len() == Sectors(0)
     }
 
+    /// What the operator should know about this volume over that data device: [`Volume::notes`], and what
+    /// a torn write would do.
+    pub fn notes_over(&self, data: &Geometry) -> Vec<String> {
+        let mut notes = self.notes.clone();
+        let (whole, size) = (data.preferred.max(data.block), self.sector_size.sectors());
+        if whole.0 < size {
+            notes.push(format!(
+                "{} writes {} bytes whole, an encryption sector has {}: a power cut can leave one that is \
+                 half old and half new",
+                data.dev,
+                whole.bytes(),
+                self.sector_size.bytes()
+            ));
+        }
+        notes
+    }
+
     /// The segment that holds the whole of `range`, which is the usual case.
     #[inline]
     pub(crate) fn whole(&self, range: Extent) -> Option<&Mapping> {
@@ -172,6 +189,13 @@ impl Header {
         volume.slot = verified.slot;
         volume.uuid = self.uuid().to_owned();
         volume.notes.splice(0..0, self.notes().iter().cloned());
+        if options.detached {
+            volume.notes.push(
+                "nothing in a detached header says which device it belongs to: another one reads as noise, \
+                 and is destroyed by writing"
+                    .into(),
+            );
+        }
         match self {
             Header::Luks1(_) => volume.kind = VolumeKind::Luks1,
             Header::Luks2(h) => {

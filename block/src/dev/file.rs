@@ -135,7 +135,11 @@ impl FileDevice {
         let physical = Sectors(queue("physical_block_size") >> crate::units::SECTOR_SHIFT);
         let geometry = Geometry {
             block,
-            preferred: block.max(Sectors(8)).max(physical),
+            // What a device writes whole is its to say; under a file is the page cache.
+            preferred: match opened.bounds.is_device {
+                true => block.max(physical),
+                false => block.max(Sectors(8)),
+            },
             read_only: options.read_only,
             volatile_cache: true,
             can_discard,

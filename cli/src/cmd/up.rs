@@ -4,7 +4,7 @@
 //! killed half-way is finished or started over by the next one, and a `hdd.img` that is there is
 //! complete.
 
-use crate::args::Up;
+use crate::args::{AllowedArgs, Up};
 use crate::cmd::serve::{Plan, serve};
 use crate::config::{CryptConfig, SecretSource, StackConfig};
 use crate::failure::Outcome;
@@ -64,6 +64,7 @@ fn config_of(dir: &Path, args: &Up) -> StackConfig {
             header: None,
             key_slot: None,
         },
+        allowed: AllowedArgs::default(),
         activation: Activation::default(),
         persistent: false,
         workers: Workers::Auto,

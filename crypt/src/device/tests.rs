@@ -7,6 +7,7 @@ use varve_block::dev::{Mem, SimDisk};
 use varve_block::sync::join;
 use varve_block::{Prng, Sim};
 
+mod limits;
 mod scenarios;
 mod spread;
 mod suspend;

@@ -17,7 +17,7 @@ pub(super) fn suspend(args: &CryptSuspend) -> anyhow::Result<Outcome> {
 }
 
 pub(super) fn resume(args: &CryptResume) -> anyhow::Result<Outcome> {
-    let source = secret_of(&args.secret.as_stack())?.unwrap_or(SecretSource::Prompt);
+    let source = secret_of(&args.secret, false)?.unwrap_or(SecretSource::Prompt);
     let secret = secret::read(&source)?;
     ask(&args.control, &format!("resume {}\n", secret.len()), secret.bytes())
 }

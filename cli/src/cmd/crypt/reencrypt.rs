@@ -51,7 +51,7 @@ pub(super) async fn run(rt: &Rt, args: CryptReencrypt) -> anyhow::Result<Outcome
     let stack = stack::open(rt, &config.below_crypt()).await?;
     let done = async {
         let devices = devices(rt, &args, header, stack.top.clone()).await?;
-        let options = UnlockOptions { slot, ..UnlockOptions::default() };
+        let options = config.allowed.options(slot);
         work(rt, &args, &devices, &options, &secret, &stop).await
     }
     .await;

@@ -108,6 +108,6 @@ impl Target {
     }
 
     pub(super) fn options(&self) -> UnlockOptions {
-        UnlockOptions { slot: self.config.key_slot, ..UnlockOptions::default() }
+        self.config.allowed.options(self.config.key_slot)
     }
 }
