@@ -16,8 +16,7 @@ use varve_block::{BlockDevice, BufPool, Dyn, Extent, Rt, Sector, Sectors};
 use varve_cache::format::{BackingState, BackingSuper, CacheMode, DeviceFacts, Superblock};
 use varve_cache::{Cache, CacheView, OpenOptions};
 use varve_crypt::{
-    Crypt, CryptOptions, Key, MapOptions, PlainSpec, Replayed, Sealed, Volume,
-    VolumeHandle,
+    Crypt, CryptOptions, Key, MapOptions, PlainSpec, Replayed, Sealed, Volume, VolumeHandle,
 };
 
 /// Memory of the encryption layer: what requests whose buffers are shared are encrypted into.

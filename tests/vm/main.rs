@@ -3,6 +3,7 @@
 //! Every test here boots at least one guest. Without an emulator, or without a network to fetch the
 //! guest's packages from, each prints the reason and passes.
 
+mod crypt_matrix;
 mod golden;
 mod import;
 mod nbd_client;
