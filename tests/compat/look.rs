@@ -6,5 +6,6 @@ mod encrypted;
 mod logged;
 mod mapped;
 mod mounted;
+mod recovered;
 mod resolved;
 mod several;

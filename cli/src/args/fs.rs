@@ -51,6 +51,8 @@ pub enum FsVerb {
     LogicalResolve(FsLogicalResolve),
     /// Look for older roots of a tree, to start a rescue from
     FindRoot(FsFindRoot),
+    /// Look all over the devices for chunks, for when the chunk tree is damaged; nothing is written
+    ChunkRecover(FsLook),
     /// Say which files bad checksums are in, from kernel messages or by reading all data
     CsumReport(FsCsumReport),
     /// Show it as folders of this machine, read-only, through FUSE, until Ctrl-C or an unmount

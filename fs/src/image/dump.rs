@@ -48,18 +48,18 @@ pub struct DumpReport {
     pub problems: Vec<String>,
 }
 
-/// Writes a dump of the file system on `device` through `sink`. `progress` hears how many of how many
+/// Writes a dump of the file system on `devices`, in any order, through `sink`. `progress` hears how many of how many
 /// bytes are done.
 ///
 /// # Errors
-/// When there is no superblock, and what `sink` says.
+/// When there is no superblock or the devices do not belong together, and what `sink` says.
 pub async fn dump<D: BlockDevice>(
-    device: D,
+    devices: Vec<D>,
     options: DumpOptions,
     sink: impl FnMut(&[u8]) -> io::Result<()>,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<DumpReport> {
-    let fs = Inspector::open(device, 0).await?;
+    let fs = Inspector::open_devices(devices, 0).await?;
     let mut report = DumpReport { problems: fs.warnings().to_vec(), ..DumpReport::default() };
     let wanted = collect(&fs, &mut report).await;
     let total = wanted.values().sum();

@@ -5,6 +5,7 @@
 //! pointers cannot make it long.
 
 pub(crate) mod bytes;
+mod chunks;
 mod describe;
 mod find_root;
 mod log;
@@ -14,6 +15,7 @@ mod supers;
 mod tests;
 mod zero_log;
 
+pub use chunks::{Agreement, ChunkScan, ChunkSource, FoundChunk, scan_chunks};
 pub use describe::{Fields, Value, describe};
 pub use find_root::Candidate;
 pub use log::{LogEntry, LogTree};

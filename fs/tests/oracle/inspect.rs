@@ -261,7 +261,7 @@ fn dumped(image: &Path, options: DumpOptions) -> Vec<u8> {
             bytes.extend_from_slice(part);
             Ok(())
         };
-        let report = varve_fs::dump(device, options, sink, |_, _| ()).await.expect("a dump");
+        let report = varve_fs::dump(vec![device], options, sink, |_, _| ()).await.expect("a dump");
         assert!(report.problems.is_empty(), "{:?}", report.problems);
         assert!(report.blocks > 10);
         bytes

@@ -40,6 +40,15 @@ fn files_and_streams_come_out_of_two_devices() {
     let chunks = varve(dir, "fs dump-tree b.img --device a.img -t chunk").ok();
     assert!(chunks.contains("RAID0"), "{chunks}");
     assert_eq!(varve(dir, "fs log list a.img --device b.img").ok(), "the log is empty\n");
+    varve(dir, "fs image dump a.img --device b.img -o dump").ok();
+    let names = |line: &str| varve(dir, line).ok();
+    assert_eq!(names("fs ls -R dump"), names("fs ls -R a.img --device b.img"));
+    varve(dir, "fs image restore dump one.img").ok();
+    assert_eq!(names("fs ls -R one.img"), names("fs ls -R dump"));
+    varve(dir, "fs check one.img").ok();
+    let half = varve(dir, "fs image dump b.img -o half.dump");
+    assert_eq!(half.code, Some(1), "the trees are on both, but that is not sure: {half}");
+    assert!(half.stderr.contains("device 1 is missing"), "{half}");
     let alone = varve(dir, "fs export a.img half");
     assert_eq!(alone.code, Some(1), "half of a stripe set is no whole file: {alone}");
 }

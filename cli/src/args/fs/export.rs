@@ -28,6 +28,10 @@ pub struct FsExport {
     /// Only files whose path matches; * stops at no slash. May be given several times
     #[arg(long, value_name = "GLOB")]
     pub include: Vec<String>,
+    /// Only files whose path, from a first slash on, matches this regular expression; ^ and $ bind it to
+    /// the whole path, (?i) makes letters of both cases one. May be given several times: one is enough
+    #[arg(long, value_name = "REGEX")]
+    pub path_regex: Vec<String>,
     /// Not the files whose path matches. May be given several times
     #[arg(long, value_name = "GLOB")]
     pub exclude: Vec<String>,

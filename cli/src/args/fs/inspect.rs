@@ -60,6 +60,10 @@ pub enum FsImage {
 pub struct FsImageDump {
     #[command(flatten)]
     pub target: FsTarget,
+    /// A further device of the file system; may be given several times, in any order. Unlocked with
+    /// the same key as the first where there is one
+    #[arg(long = "device", value_name = "DEV")]
+    pub devices: Vec<PathBuf>,
     /// The dump
     #[arg(long, short = 'o', value_name = "FILE")]
     pub output: PathBuf,

@@ -4,7 +4,7 @@ use super::FsSource;
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 
-/// `show`, `df`, `usage`.
+/// `show`, `df`, `usage`, `chunk-recover`.
 #[derive(Args, Debug)]
 pub struct FsLook {
     /// A file or device, in place of a stack

@@ -8,6 +8,7 @@ use crate::failure::{Outcome, usage};
 use anyhow::Context;
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use indicatif::{ProgressBar, ProgressStyle};
+use regex::bytes::{Regex, RegexSet};
 use serde_json::{Value, json};
 use std::ffi::OsStr;
 use std::io::Write;
@@ -90,15 +91,30 @@ async fn open(
 }
 
 fn filter(args: &FsExport) -> anyhow::Result<Option<Filter>> {
-    if args.include.is_empty() && args.exclude.is_empty() {
+    if args.include.is_empty() && args.exclude.is_empty() && args.path_regex.is_empty() {
         return Ok(None);
     }
     let (include, exclude) = (globs(&args.include)?, globs(&args.exclude)?);
+    let regex = regexes(&args.path_regex)?;
     let any = args.include.is_empty();
     Ok(Some(Box::new(move |path| {
+        let matches = regex.is_empty() || regex.is_match(&[b"/", path].concat());
         let path = OsStr::from_bytes(path);
-        (any || include.is_match(path)) && !exclude.is_match(path)
+        matches && (any || include.is_match(path)) && !exclude.is_match(path)
     })))
+}
+
+/// Paths are any bytes, so the expressions are over bytes, too.
+fn regexes(patterns: &[String]) -> anyhow::Result<RegexSet> {
+    for pattern in patterns {
+        if let Err(error) = Regex::new(pattern) {
+            let text = error.to_string();
+            // Of several lines, which draw the place, the last says what is wrong.
+            let why = text.lines().last().unwrap_or_default().trim_start_matches("error: ");
+            return usage(format!("{pattern}: {why}"));
+        }
+    }
+    Ok(RegexSet::new(patterns)?)
 }
 
 fn globs(patterns: &[String]) -> anyhow::Result<GlobSet> {

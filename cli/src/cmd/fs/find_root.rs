@@ -1,13 +1,12 @@
 //! `varve fs find-root`: older roots of a tree, to start a rescue from.
 
-use super::source;
+use super::{progress, source};
 use crate::args::FsFindRoot;
 use crate::cmd::output;
 use crate::config::StackConfig;
 use crate::failure::Outcome;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use varve_block::Rt;
 use varve_fs::format::key::objectid;
 use varve_fs::inspect::Inspector;
@@ -19,16 +18,8 @@ pub(super) async fn run(rt: &Rt, args: FsFindRoot) -> anyhow::Result<Outcome> {
     let sb = inspector.superblock();
     // What the superblock or, for other trees, the root tree names.
     let current = inspector.roots().await.into_iter().find(|root| root.id == args.tree);
-    let bar = match std::io::stderr().is_terminal() {
-        true => ProgressBar::new(0),
-        false => ProgressBar::hidden(),
-    };
-    let style = ProgressStyle::with_template("reading [{wide_bar}] {bytes}/{total_bytes}");
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-    let mut progress = |done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-    };
+    let bar = progress::bytes("reading");
+    let mut progress = |done, total| progress::show(&bar, done, total);
     let found = inspector.find_roots(args.tree, &mut progress).await;
     bar.finish_and_clear();
     let is_current = |at| current.as_ref().is_some_and(|root| root.root.block == at);

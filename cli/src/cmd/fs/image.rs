@@ -1,6 +1,7 @@
 //! `varve fs image`: metadata dumps, out and in.
 
-use super::target::{Fresh, name, reading};
+use super::progress;
+use super::target::{Fresh, name, reading, reading_all};
 use crate::args::{FsImage, FsImageDump, FsImageRestore, FsTarget, StackArgs};
 use crate::cmd::output;
 use crate::failure::Outcome;
@@ -22,15 +23,17 @@ pub(super) async fn run(rt: &Rt, verb: FsImage) -> anyhow::Result<Outcome> {
 }
 
 async fn dump(rt: &Rt, args: FsImageDump) -> anyhow::Result<Outcome> {
-    let stack = reading(rt, &args.target).await?;
+    let devices = reading_all(rt, &args.target, &args.devices).await?;
     let mut out = Fresh::create(&args.output, args.force)?;
     let options = DumpOptions { level: args.compress, sanitise: args.sanitise };
     let file = out.file();
-    let report = varve_fs::dump(stack.top, options, |bytes| file.write_all(bytes), |_, _| ())
-        .await
-        .with_context(|| {
-            format!("{} was not dumped", name(&args.target).unwrap_or_default().display())
-        })?;
+    let bar = progress::bytes("dumping");
+    let told = |done, total| progress::show(&bar, done, total);
+    let report =
+        varve_fs::dump(devices, options, |bytes| file.write_all(bytes), told).await.with_context(
+            || format!("{} was not dumped", name(&args.target).unwrap_or_default().display()),
+        )?;
+    bar.finish_and_clear();
     out.finish()?;
     for problem in &report.problems {
         eprintln!("varve: {problem}");

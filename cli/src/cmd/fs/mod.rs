@@ -1,6 +1,7 @@
 //! `varve fs`: make a file system, and read one without a kernel.
 
 mod check;
+mod chunk_recover;
 mod csum_report;
 mod dump_super;
 mod dump_tree;
@@ -10,6 +11,7 @@ mod image;
 mod log;
 mod map;
 mod mount;
+mod progress;
 mod rescue;
 mod resolve;
 mod send;
@@ -53,6 +55,7 @@ pub(crate) async fn run(rt: &Rt, verb: FsVerb) -> anyhow::Result<Outcome> {
         FsVerb::InodeResolve(args) => resolve::inode(rt, args).await,
         FsVerb::LogicalResolve(args) => resolve::logical(rt, args).await,
         FsVerb::FindRoot(args) => find_root::run(rt, args).await,
+        FsVerb::ChunkRecover(args) => chunk_recover::run(rt, args).await,
         FsVerb::CsumReport(args) => csum_report::run(rt, args).await,
         FsVerb::Mount(args) => mount::run(rt, args).await,
         FsVerb::Export(args) => export::run(rt, args).await,
