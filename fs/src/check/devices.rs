@@ -13,6 +13,10 @@ use crate::units::Logical;
 use std::collections::{BTreeMap, BTreeSet};
 use varve_block::BlockDevice;
 
+/// Devices beyond this are suspicious to the kernel; a count that is merely wrong it corrects by itself
+/// (format: btrfs, appendix B 19).
+const DEVICES_MAX: u64 = 1 << 31;
+
 #[derive(Default)]
 pub(crate) struct DeviceTrees {
     devices: BTreeMap<u64, DevItem>,
@@ -258,6 +262,9 @@ fn devices(sb: &Superblock, trees: &DeviceTrees, findings: &Findings) {
             sb.num_devices,
             trees.devices.len()
         );
-        findings.warn(Code::SuperTotals, Place::default(), text);
+        match sb.num_devices > DEVICES_MAX {
+            true => findings.add(Code::SuperTotals, Place::default(), text),
+            false => findings.warn(Code::SuperTotals, Place::default(), text),
+        }
     }
 }

@@ -25,6 +25,7 @@
 //! Half-deleted snapshots, relocation trees, orphans, missing data of metadata dumps and a quota rescan under way are none. What is odd but
 //! harms nobody is a warning, and does not change the verdict.
 
+mod belonging;
 mod bitmap;
 mod data;
 mod devices;

@@ -1,5 +1,6 @@
 //! The phases, one after the other.
 
+use super::belonging::{self, Strange};
 use super::bitmap::Bitmap;
 use super::data;
 use super::devices::{self, DeviceTrees};
@@ -61,6 +62,8 @@ pub(super) struct Run<'r, 'a, D: BlockDevice> {
     pub(super) refs: Refs,
     /// Blocks whose references were counted in this pass.
     seen: Bitmap,
+    /// Blocks whose header names another tree than their parent's.
+    pub(super) strange: Vec<Strange>,
     /// Judging: the first pass. Later ones only list references.
     pub(super) first: bool,
     progress: Option<&'r dyn Fn(&'static str, u64, u64)>,
@@ -84,6 +87,7 @@ pub(super) async fn run<D: BlockDevice>(
         space: Space::new(sector),
         refs: Refs::summing(),
         seen: Bitmap::new(sector),
+        strange: Vec::new(),
         first: true,
         progress: options.progress,
         phase: "trees",
@@ -142,6 +146,9 @@ impl<D: BlockDevice> Run<'_, '_, D> {
             let Step::Block(block) = step else { continue };
             let fresh = self.seen.insert(block.bytenr().0);
             if fresh {
+                if self.first {
+                    belonging::note(&mut self.strange, job.tree.id, &block, walk.above(&block));
+                }
                 self.references(job, &block);
             } else if !again {
                 walk.skip(&block);
@@ -332,6 +339,7 @@ impl<D: BlockDevice> Run<'_, '_, D> {
         self.phase = "files";
         let mut out = FromFiles::default();
         self.file_trees(&roots, &csums, &mut out).await;
+        belonging::judge(self, &roots).await;
         self.phase = "log";
         log::check(self, &roots, &csums).await;
         self.phase = "quota";

@@ -88,6 +88,12 @@ impl<'r, 'a, D: BlockDevice> Walk<'r, 'a, D> {
         }
     }
 
+    /// The tree that the parent of the block that came last names in its header.
+    pub(crate) fn above(&self, block: &TreeBlock) -> Option<u64> {
+        let parent = self.path.iter().rev().find(|(node, _)| node.level() > block.level())?;
+        Some(parent.0.header().owner)
+    }
+
     /// Leaves out what is below the node that came last.
     pub(crate) fn skip(&mut self, block: &TreeBlock) {
         if block.level() > 0 {

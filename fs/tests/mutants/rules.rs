@@ -62,6 +62,29 @@ fn plain_file(disk: &Disk) -> u64 {
     found.expect("a regular extent").2.objectid
 }
 
+/// A leaf of the file tree that is no root; with extents of its own, or without.
+fn below_a_root(disk: &Disk, with_data: bool) -> u64 {
+    let root = root_of(disk, FS_TREE);
+    let mut leaves: std::collections::BTreeMap<u64, bool> = std::collections::BTreeMap::new();
+    for (at, slot, key) in disk.items(FS_TREE) {
+        let block = disk.block(at);
+        let data = 101 + le32(&block, 101 + 25 * slot + 17);
+        // Not inline, and no hole.
+        let extent = key.kind == T::EXTENT_DATA && block[data + 0x14] != 0;
+        *leaves.entry(at).or_default() |= extent && le64(&block, data + 0x15) != 0;
+    }
+    let found = leaves.into_iter().find(|(at, data)| *at != root && *data == with_data);
+    found.expect("such a leaf").0
+}
+
+/// The header names a subvolume that exists, and is another.
+fn rename(disk: &mut Disk, at: u64) {
+    let id = subvolume(disk);
+    let mut block = disk.block(at);
+    put64(&mut block, 88, id);
+    disk.put(at, block);
+}
+
 /// A subvolume's id.
 fn subvolume(disk: &Disk) -> u64 {
     let items = disk.items(1);
@@ -77,6 +100,8 @@ const CASES: &[Case] = &[
         damage: |d| d.edit_super(|sb| add64(sb, 0x78, 4096)) },
     Case { name: "the superblock counts more devices", codes: &["~super-totals"],
         damage: |d| d.edit_super(|sb| add64(sb, 0x88, 1)) },
+    Case { name: "the superblock counts more devices than anybody has", codes: &["super-totals"],
+        damage: |d| d.edit_super(|sb| add64(sb, 0x88, 1 << 31)) },
     Case { name: "an unsealed flip", codes: &["block-csum"],
         damage: |d| { let at = leaf(d, UUID_TREE); for p in d.blocks[&at].clone() { d.write(p + 200, b"flip"); } } },
     Case { name: "a block of another place", codes: &["block-identity"],
@@ -116,6 +141,10 @@ const CASES: &[Case] = &[
         damage: |d| d.edit_super(|sb| sb[0x32b + 17 + 0x2e] += 1) },
     Case { name: "a root block of another tree", codes: &["block-parent"],
         damage: |d| { let id = subvolume(d); let at = root_of(d, id); let mut b = d.block(at); put64(&mut b, 88, 260); d.put(at, b) } },
+    Case { name: "a leaf without data of another tree", codes: &["block-parent"],
+        damage: |d| { let at = below_a_root(d, false); rename(d, at) } },
+    Case { name: "a leaf with data of another tree", codes: &["block-parent", "extent-refs"],
+        damage: |d| { let at = below_a_root(d, true); rename(d, at) } },
     Case { name: "a block of the old backref revision", codes: &["full-backref"],
         damage: |d| edit_leaf(d, CSUM_TREE, |b| b[63] = 0) },
     Case { name: "a top directory whose parent has a name", codes: &["inode"],
