@@ -199,5 +199,5 @@ fn fail(header: &Header, block: Logical, rule: u8, message: String) -> Verdict {
 
 fn corrupt(header: &Header, block: Logical, rule: u8, message: String) -> Box<Corrupt> {
     let root = header.owner;
-    Box::new(Corrupt { rule, block, root, slot: None, key: None, message })
+    Corrupt { rule, block, root, slot: None, key: None, message }.boxed()
 }

@@ -3,8 +3,8 @@
 use super::{Item, Verdict};
 use crate::format::block::{MAX_LEVEL, leaf_space};
 use crate::format::extent::{
-    DATA_REF_SIZE, DataRef, Extent, ExtentFlags, INLINE_REF_SIZE, InlineRefs, Reference, Stop,
-    parse_shared_count,
+    DATA_REF_SIZE, DataRef, EXTENT_SIZE, Extent, ExtentFlags, INLINE_REF_SIZE, InlineRefs,
+    Reference, Stop, parse_shared_count,
 };
 use crate::format::key::{ItemType, Key, objectid};
 use crate::format::superblock::Incompat;
@@ -31,6 +31,12 @@ pub(super) fn record(item: &Item<'_>) -> Verdict {
     }
     let Ok((extent, refs)) = Extent::parse_head(kind, item.data) else {
         let (have, space) = (item.size(), leaf_space(item.rules.nodesize));
+        if have >= EXTENT_SIZE as u64 {
+            // A tree block's record that ends within what stands before its references: the kernel finds
+            // itself behind the end.
+            let text = format_args!("invalid extent item size, padding bytes found");
+            return item.of_extent(144, text);
+        }
         let text = format_args!("invalid item size, have {have} expect [24, {space})");
         return item.of_extent(123, text);
     };
@@ -133,7 +139,7 @@ fn inline_refs(item: &Item<'_>, extent: &Extent, bytes: &[u8]) -> Verdict {
     Ok(())
 }
 
-/// Rules 131, 132, 141, 144: where a reference does not fit, or is none.
+/// Rules 131, 132, 141: where a reference does not fit, or is none.
 fn inline_stop(item: &Item<'_>, first: u64, end: u64, stop: &Stop) -> Verdict {
     let ptr = first + stop.at as u64;
     let overflow = |rule, size: usize| {

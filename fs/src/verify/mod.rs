@@ -88,6 +88,15 @@ pub struct Corrupt {
     pub message: String,
 }
 
+impl Corrupt {
+    /// Every broken rule comes by here, so that a test can see which there were.
+    fn boxed(self) -> Box<Corrupt> {
+        #[cfg(test)]
+        tests::audit::note(&self);
+        Box::new(self)
+    }
+}
+
 pub type Verdict = Result<(), Box<Corrupt>>;
 
 /// A leaf under examination.
@@ -111,14 +120,15 @@ struct Item<'a> {
 
 impl Leaf<'_> {
     fn fail(&self, rule: u8, slot: Option<(u32, Key)>, message: String) -> Verdict {
-        Err(Box::new(Corrupt {
+        let corrupt = Corrupt {
             rule,
             block: self.header.bytenr,
             root: self.header.owner,
             slot: slot.map(|(slot, _)| slot),
             key: slot.map(|(_, key)| key),
             message,
-        }))
+        };
+        Err(corrupt.boxed())
     }
 
     /// Rules about the leaf or one of its slots: the plain prefix.
@@ -345,14 +355,15 @@ pub fn node(rules: &Rules, block: &[u8]) -> Verdict {
     let Ok(header) = Header::parse(block) else { return Ok(()) };
     let Header { owner, bytenr, level, nritems, .. } = header;
     let fail = |rule, slot: Option<(u32, Key)>, rest: fmt::Arguments<'_>| -> Verdict {
-        Err(Box::new(Corrupt {
+        let corrupt = Corrupt {
             rule,
             block: bytenr,
             root: owner,
             slot: slot.map(|(slot, _)| slot),
             key: slot.map(|(_, key)| key),
             message: format!("corrupt node: root={owner} block={bytenr}{rest}"),
-        }))
+        };
+        Err(corrupt.boxed())
     };
     if !header.is_written() {
         return fail(11, None, format_args!(" slot=0, invalid flag for node, WRITTEN not set"));

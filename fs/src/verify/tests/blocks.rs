@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn a_leaf_as_a_whole() {
+pub(super) fn a_leaf_as_a_whole() {
     let block = leaf_of(5, &[]);
     let verdict = |block: &[u8]| leaf(&rules(), block).unwrap_err();
     let level_one = patch(&block, 100, &[1]);
@@ -24,7 +24,7 @@ fn a_leaf_as_a_whole() {
 }
 
 #[test]
-fn items_out_of_order_or_out_of_place() {
+pub(super) fn items_out_of_order_or_out_of_place() {
     let orphan = |n| item(id::ORPHAN, T::ORPHAN_ITEM, n, []);
     broken(
         6,
@@ -53,7 +53,7 @@ fn items_out_of_order_or_out_of_place() {
 }
 
 #[test]
-fn nodes() {
+pub(super) fn nodes() {
     let pointer = |n: u64| Pointer {
         key: Key::new(n, T::INODE_ITEM, 0),
         block: Logical(n * 16384),
@@ -80,7 +80,7 @@ fn nodes() {
 }
 
 #[test]
-fn a_block_against_its_parent() {
+pub(super) fn a_block_against_its_parent() {
     let orphan = item(id::ORPHAN, T::ORPHAN_ITEM, 1, []);
     let mut good = leaf_of(256, std::slice::from_ref(&orphan));
     build::seal(&mut good, CsumType::Crc32c);
@@ -162,7 +162,7 @@ fn a_block_against_its_parent() {
 }
 
 #[test]
-fn every_finding_of_a_leaf_is_told() {
+pub(super) fn every_finding_of_a_leaf_is_told() {
     let bad = |n| item(n, T::CHUNK_ITEM, 0, [0; 3]);
     let mut rules_broken = Vec::new();
     leaf_each(&rules(), &leaf_of(3, &[bad(256), bad(257), bad(258)]), |corrupt| {

@@ -10,7 +10,7 @@ fn data_extent(inline: Vec<Reference>) -> Extent {
 const DATA: DataRef = DataRef { root: 5, inode: 257, offset: 0, count: 1 };
 
 #[test]
-fn extent_records() {
+pub(super) fn extent_records() {
     let tree = Extent {
         refs: 1,
         generation: 9,
@@ -73,6 +73,13 @@ fn extent_records() {
         &long(4096, &Extent { flags: full, ..data.clone() }),
         "invalid extent flag, data has full backref set",
     );
+    let short = Extent { tree_block: info, ..tree.clone() }.encode()[..41].to_vec();
+    broken(
+        144,
+        2,
+        &[item(1 << 20, T::EXTENT_ITEM, 16384, short)],
+        "extent bytenr=1048576 len=16384 invalid extent item size, padding bytes found",
+    );
     let high = Some((Key::MIN, 8));
     broken(
         130,
@@ -90,7 +97,7 @@ fn extent_records() {
 }
 
 #[test]
-fn inline_references() {
+pub(super) fn inline_references() {
     let long = |e: &Extent| vec![item(1 << 20, T::EXTENT_ITEM, 4096, e.encode())];
     let data = data_extent(vec![Reference::Data(DATA)]);
     let cut = |n: usize| vec![item(1 << 20, T::EXTENT_ITEM, 4096, &data.encode()[..n])];
@@ -165,7 +172,7 @@ fn inline_references() {
 }
 
 #[test]
-fn keyed_references() {
+pub(super) fn keyed_references() {
     let one = |objectid, kind, offset, data: &[u8]| vec![item(objectid, kind, offset, data)];
     let at = 1 << 20;
     fine(2, &one(at, T::TREE_BLOCK_REF, 5, &[]));

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn file_extents() {
+pub(super) fn file_extents() {
     let good = regular(place(1 << 20, 8192));
     let one = |offset, data: Vec<u8>| vec![item(257, T::EXTENT_DATA, offset, data)];
     fine(5, &one(0, good.clone()));
@@ -75,11 +75,19 @@ fn file_extents() {
         &[item(257, T::EXTENT_DATA, 0, &good), item(258, T::EXTENT_DATA, 0, &good)],
         "slot=1 ino=258, invalid previous key objectid, have 257 expect 258",
     );
+    for kind in [T::INODE_REF, T::INODE_EXTREF, T::DIR_ITEM, T::DIR_INDEX, T::XATTR_ITEM] {
+        broken(
+            18,
+            5,
+            &[item(257, T::EXTENT_DATA, 0, &good), item(258, kind, 256, [0; 40])],
+            "slot=1 ino=258, invalid previous key objectid, have 257 expect 258",
+        );
+    }
     fine(id::TREE_LOG, &[item(257, T::EXTENT_DATA, 0, &good), item(258, T::EXTENT_DATA, 0, &good)]);
 }
 
 #[test]
-fn checksums() {
+pub(super) fn checksums() {
     let one =
         |objectid, offset, len: usize| vec![item(objectid, T::EXTENT_CSUM, offset, vec![0; len])];
     fine(7, &one(id::EXTENT_CSUM, 4096, 16_228));
@@ -112,7 +120,7 @@ fn checksums() {
 }
 
 #[test]
-fn directory_entries_and_attributes() {
+pub(super) fn directory_entries_and_attributes() {
     let child = Key::new(257, T::INODE_ITEM, 0);
     let entry = DirItem { location: child, transid: 9, kind: 1, name: b"name", data: b"" };
     let hash = name_hash(b"name");
@@ -220,7 +228,7 @@ fn directory_entries_and_attributes() {
 }
 
 #[test]
-fn names_of_inodes() {
+pub(super) fn names_of_inodes() {
     let name = InodeRef { parent: 256, index: 2, name: b"name" };
     let one = |data: Vec<u8>| vec![item(257, T::INODE_REF, 256, data)];
     let ext = |data: Vec<u8>| vec![item(257, T::INODE_EXTREF, 9, data)];
@@ -261,7 +269,7 @@ fn names_of_inodes() {
 }
 
 #[test]
-fn inodes() {
+pub(super) fn inodes() {
     let inode = Inode { generation: 10, transid: 10, nlink: 1, mode: 0o40755, ..Inode::default() };
     let one = |objectid, offset, i: Inode| vec![item(objectid, T::INODE_ITEM, offset, i.encode())];
     fine(5, &one(256, 0, inode));

@@ -3,6 +3,7 @@
 
 #![allow(clippy::too_many_lines, reason = "one table of broken blocks per kind of item")]
 
+pub(super) mod audit;
 mod blocks;
 mod extents;
 mod files;

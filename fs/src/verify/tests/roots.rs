@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn roots() {
+pub(super) fn roots() {
     let mut root = Root::parse(&[0; 439]).unwrap();
     root.generation = 10;
     root.last_snapshot = 10;

@@ -18,7 +18,7 @@ fn single(flags: GroupFlags) -> Chunk {
 }
 
 #[test]
-fn block_groups() {
+pub(super) fn block_groups() {
     let group = BlockGroup { used: 100, chunk_objectid: 256, flags: GroupFlags::DATA };
     let one = |len, g: BlockGroup| vec![item(1 << 20, T::BLOCK_GROUP_ITEM, len, g.encode())];
     fine(2, &one(100, group));
@@ -53,7 +53,7 @@ fn block_groups() {
 }
 
 #[test]
-fn chunks() {
+pub(super) fn chunks() {
     let good = single(GroupFlags::DATA);
     let one = |start, c: Chunk| vec![item(256, T::CHUNK_ITEM, start, c.encode())];
     fine(3, &one(0, good.clone()));
@@ -143,7 +143,7 @@ fn chunks() {
 }
 
 #[test]
-fn devices_and_their_extents() {
+pub(super) fn devices_and_their_extents() {
     let device = DevItem { devid: 1, total_bytes: 100, bytes_used: 100, ..DevItem::default() };
     let one = |objectid, devid, d: DevItem| vec![item(objectid, T::DEV_ITEM, devid, d.encode())];
     fine(3, &one(1, 1, device));
