@@ -5,6 +5,7 @@
 
 mod crypt;
 mod fio;
+mod fs;
 mod ram;
 mod server;
 mod suite;
@@ -29,6 +30,11 @@ enum What {
     Nbd(suite::Options),
     /// Encryption: AES-XTS per engine beside OpenSSL, and served LUKS volumes beside nbdkit and qemu-nbd
     Crypt(suite::Options),
+    /// The file system: check, export and reading, beside btrfs-progs and the kernel
+    Fs(fs::Options),
+    /// Read files through the library alone (a run of `fs`)
+    #[command(hide = true)]
+    Library { what: String, image: PathBuf, files: u64 },
     /// Serve RAM over NBD with Varve's server alone (a rival of `nbdkit memory`)
     #[command(hide = true)]
     Ram { socket: PathBuf, mib: u64 },
@@ -39,6 +45,8 @@ fn main() -> anyhow::Result<()> {
     match cli.what {
         What::Nbd(options) => suite::nbd(&cli.varve, &options),
         What::Crypt(options) => crypt::run(&cli.varve, &options),
+        What::Fs(options) => fs::bench(&cli.varve, &options),
+        What::Library { what, image, files } => fs::by_library(&what, &image, files),
         What::Ram { socket, mib } => ram::serve(&socket, mib),
     }
 }
