@@ -105,10 +105,17 @@ impl Log {
         item.is_some_and(|data| DirItem::each(data).flatten().any(|entry| entry.name == name))
     }
 
-    /// Items of checksums that may touch what begins before `end`: where they begin, and the digests.
-    pub(super) fn sums_before(&self, end: Logical) -> impl Iterator<Item = (u64, &[u8])> {
+    /// Items of checksums that may touch `[from, end)`: where they begin, and the digests.
+    pub(super) fn sums_in(
+        &self,
+        from: Logical,
+        end: Logical,
+    ) -> impl Iterator<Item = (u64, &[u8])> {
         let key = |at| Key::new(objectid::EXTENT_CSUM, ItemType::EXTENT_CSUM, at);
-        let items = self.items.range(key(0)..key(end.0));
+        // Items do not overlap: of those that begin before, only the last reaches so far.
+        let first = self.items.range(key(0)..=key(from.0)).next_back();
+        let first = first.map_or(key(from.0), |(key, _)| *key);
+        let items = self.items.range(first..key(end.0).max(first));
         items.map(|(key, data)| (key.offset, &data[..]))
     }
 }

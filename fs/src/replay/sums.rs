@@ -20,7 +20,7 @@ impl<D: BlockDevice> Replay<'_, D> {
         to: Logical,
         sums: &mut Draft<'_, D>,
     ) -> Result<()> {
-        for (start, digests) in self.log.sums_before(to) {
+        for (start, digests) in self.log.sums_in(from, to) {
             let covered = (digests.len() / self.sum_size) as u64 * self.sectorsize;
             let end = start.saturating_add(covered).min(to.0);
             let begin = start.max(from.0);

@@ -1,6 +1,7 @@
 //! S05, S34: a file system with a log, as a power cut leaves it. What we show without writing is what
 //! the kernel shows after it has replayed the log of a copy.
 
+mod hostile;
 mod ops;
 
 use crate::kernel::{Mount, run, shell, workshop};
