@@ -6,6 +6,7 @@
 mod cryptsetup;
 mod fio;
 mod golden;
+mod integrity;
 mod kernel_fs;
 mod keys;
 mod look;

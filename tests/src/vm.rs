@@ -69,6 +69,17 @@ impl Output {
         std::fs::read_to_string(self.folder.path().join(name))
             .unwrap_or_else(|error| panic!("the guest left no {name}: {error}\n{self}"))
     }
+
+    /// The bytes of a file that the script left in `/host`.
+    ///
+    /// # Panics
+    /// When it did not.
+    #[track_caller]
+    #[must_use]
+    pub fn bytes(&self, name: &str) -> Vec<u8> {
+        std::fs::read(self.folder.path().join(name))
+            .unwrap_or_else(|error| panic!("the guest left no {name}: {error}\n{self}"))
+    }
 }
 
 impl std::fmt::Display for Output {

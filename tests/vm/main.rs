@@ -6,6 +6,7 @@
 mod crypt_matrix;
 mod golden;
 mod import;
+mod integrity;
 mod nbd_client;
 mod power_cut;
 

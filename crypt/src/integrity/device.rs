@@ -44,6 +44,23 @@ pub enum Journaling {
     Direct,
 }
 
+/// A flush, by what must be durable before anything after it is written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Barrier {
+    /// The journal's sections, before anybody is told that they are.
+    Commit,
+    /// The blocks in their places, before the sections that held them are used again.
+    Copy,
+    /// Sections that became blank, before the next part of the ring does.
+    Blank,
+}
+
+#[cfg(test)]
+thread_local! {
+    /// The barrier that tests leave out, to see that its loss is caught.
+    pub(super) static LEFT_OUT: Cell<Option<Barrier>> = const { Cell::new(None) };
+}
+
 /// Blocks by their first sector.
 pub(super) type Blocks = BTreeMap<u64, Rc<Block>>;
 
@@ -116,6 +133,18 @@ impl<D: BlockDevice> Integrity<D> {
             self.poisoned.set(true);
         }
         done
+    }
+
+    async fn barrier(&self, which: Barrier) -> Io<()> {
+        #[cfg(test)]
+        if LEFT_OUT.get() == Some(which) {
+            return Ok(());
+        }
+        let flushed = self.base.below.flush().await;
+        if flushed.is_err() {
+            tracing::error!(dev = %self.base.dev, ?which, "a flush failed");
+        }
+        flushed
     }
 
     /// The newest versions of the blocks of a range that are not in their places.
@@ -314,7 +343,7 @@ impl<D: BlockDevice> Integrity<D> {
             let at = layout.section_at(section);
             base.write_below(at, Data::Owned(buf), Durability::Cached).await?;
         }
-        base.below.flush().await?;
+        self.barrier(Barrier::Commit).await?;
         let mut ring = self.ring.borrow_mut();
         let batch = std::mem::take(&mut ring.committing);
         ring.committed.extend(batch);
@@ -354,7 +383,7 @@ impl<D: BlockDevice> Integrity<D> {
             self.write_places(range, &buf.freeze(), &tags, Durability::Cached).await?;
             rest = later;
         }
-        self.base.below.flush().await?;
+        self.barrier(Barrier::Copy).await?;
         let mut ring = self.ring.borrow_mut();
         ring.committed.clear();
         ring.free = layout.sections;
@@ -370,7 +399,7 @@ impl<D: BlockDevice> Integrity<D> {
             let at = base.layout.section_at(section);
             base.write_below(at, Data::Owned(buf), Durability::Cached).await?;
         }
-        base.below.flush().await
+        self.barrier(Barrier::Blank).await
     }
 
     /// Everything goes to its place, and the journal is left without entries.

@@ -226,3 +226,28 @@ fn what_the_device_cannot_do_is_refused_and_named() {
         assert_eq!(e.kind, ErrorKind::OutOfRange);
     });
 }
+
+/// Suspended, the key is gone and requests are errors; the journal goes on, as it needs none.
+#[test]
+fn a_suspended_volume_keeps_what_was_written_and_takes_only_its_own_key_back() {
+    Sim::new(10).run(|rt| async move {
+        let shape = SHAPES[0];
+        let disk = made(&rt, shape, Sectors(4096), 2).await;
+        let s = open(&rt, disk, shape, Journaling::Journal).await.unwrap();
+        write(&s, 8, &pattern(2, 8192)).await;
+        let suspended = s.volume().suspend(&rt).await.unwrap();
+        assert_eq!(try_read(&s, 8, 8).await.unwrap_err().kind, ErrorKind::Stopped);
+        let buf = BufPool::new(0).take_zeroed(Sectors(8)).await;
+        let e = s.write(Sector(8), Data::Owned(buf), Durability::Cached).await.unwrap_err();
+        assert_eq!(e.kind, ErrorKind::Stopped);
+        s.flush().await.unwrap();
+        let mut other = volume(shape, Journaling::Journal);
+        let spec = AeadSpec::parse(&other.cipher, shape.1).unwrap();
+        let (key, size) = (Key::copy_from(&pattern(9, 96)), other.sector_size);
+        let aead = Aead::new(&spec, &key, size, 0, Engine::Auto, false).unwrap();
+        other.seal.as_mut().unwrap().aead = Arc::new(aead);
+        assert!(s.volume().resume(&suspended, other).is_err());
+        s.volume().resume(&suspended, volume(shape, Journaling::Journal)).unwrap();
+        assert_eq!(read(&s, 8, 16).await, pattern(2, 8192));
+    });
+}

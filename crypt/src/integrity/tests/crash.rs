@@ -2,6 +2,7 @@
 //! flushed is there.
 
 use super::*;
+use crate::integrity::device::{Barrier, LEFT_OUT};
 use crate::testing::recorder::{Event, Recorder, each_cut};
 use varve_block::dev::SimDisk;
 use varve_block::dev::sim::{Image, Plan};
@@ -63,10 +64,14 @@ fn image_of(disk: &Mem, unit: u64) -> Image {
     image
 }
 
+/// A time until a cut, as likely within one operation of the disk as within a hundred.
+fn moment(chance: &Prng) -> std::time::Duration {
+    std::time::Duration::from_nanos(chance.below(1 << (8 + chance.below(11))))
+}
+
 /// The recovery itself is cut, or what it leaves.
 async fn cut_recovery(rt: &Rt, shape: Shape, disk: SimDisk, chance: &Prng) -> Image {
-    let stop = std::time::Duration::from_micros(20 + chance.below(400));
-    let cut = rt.sleep(stop);
+    let cut = rt.sleep(moment(chance));
     let opened = open(rt, disk.clone(), shape, Journaling::Journal);
     if let varve_block::sync::Either::Left(s) = varve_block::sync::select(opened, cut).await {
         drop(s.unwrap());
@@ -131,7 +136,7 @@ async fn life(
                 let at = Sector(block as u64 * shape.2 / 512);
                 let write = s.write(at, Data::Owned(buf), Durability::Cached);
                 if chance.chance(1, 8) {
-                    let after = rt.sleep(std::time::Duration::from_micros(chance.below(50)));
+                    let after = rt.sleep(moment(chance));
                     let cut = varve_block::sync::select(write, after).await;
                     if matches!(cut, varve_block::sync::Either::Right(())) {
                         return disk.cut(chance);
@@ -145,31 +150,53 @@ async fn life(
     if chance.chance(1, 2) {
         let other = std::rc::Rc::clone(&s);
         drop(rt.spawn(async move { drop(other.flush().await) }));
-        rt.sleep(std::time::Duration::from_micros(chance.below(300))).await;
+        rt.sleep(moment(chance)).await;
     }
     disk.cut(chance)
 }
 
+/// A dozen lives of one volume, each ended by a power cut.
+fn world(seed: u64, shape: Shape, unit: u64, sections: u32) {
+    Sim::new(seed).max_steps(10_000_000).run(move |rt| async move {
+        let disk = made(&rt, shape, DEVICE, sections).await;
+        let mut image = image_of(&disk, unit);
+        let chance = rt.prng().fork();
+        let (mut model, mut version) = (Model::new(24), 0);
+        for _ in 0..12 {
+            image = life(&rt, shape, image, unit, &mut model, &mut version, &chance).await;
+        }
+        let disk = SimDisk::new(&rt, disk_geometry(unit), image, Plan::instant());
+        let s = open(&rt, disk, shape, Journaling::Journal).await.unwrap();
+        let len = usize::try_from(shape.2).unwrap();
+        check(&s, &mut model, len, &format!("seed {seed} at the end")).await;
+    });
+}
+
+/// Shape, device block in sectors, sections of the journal.
+const WORLDS: [(Shape, u64, u32); 4] =
+    [(SHAPES[0], 8, 2), (SHAPES[1], 1, 1), (SHAPES[4], 1, 4), (SHAPES[1], 1, 3)];
+
 #[test]
 fn power_cuts_leave_each_sector_old_or_new_and_what_was_flushed() {
     for seed in 0..8 {
-        for (shape, unit, sections) in
-            [(SHAPES[0], 8, 2), (SHAPES[1], 1, 1), (SHAPES[4], 1, 4), (SHAPES[1], 1, 3)]
-        {
-            Sim::new(seed).max_steps(10_000_000).run(move |rt| async move {
-                let disk = made(&rt, shape, DEVICE, sections).await;
-                let mut image = image_of(&disk, unit);
-                let chance = rt.prng().fork();
-                let (mut model, mut version) = (Model::new(24), 0);
-                for _ in 0..12 {
-                    image = life(&rt, shape, image, unit, &mut model, &mut version, &chance).await;
-                }
-                let disk = SimDisk::new(&rt, disk_geometry(unit), image, Plan::instant());
-                let s = open(&rt, disk, shape, Journaling::Journal).await.unwrap();
-                let len = usize::try_from(shape.2).unwrap();
-                check(&s, &mut model, len, &format!("seed {seed} at the end")).await;
-            });
+        for (shape, unit, sections) in WORLDS {
+            world(seed, shape, unit, sections);
         }
+    }
+}
+
+/// The same worlds notice when a flush is left out, so they would notice if one were forgotten.
+#[test]
+fn a_barrier_that_is_left_out_is_noticed() {
+    for barrier in [Barrier::Commit, Barrier::Copy] {
+        let caught = (0..120u64).any(|seed| {
+            let (shape, unit, sections) = WORLDS[usize::try_from(seed % 4).unwrap()];
+            LEFT_OUT.set(Some(barrier));
+            let ended = std::panic::catch_unwind(|| world(seed, shape, unit, sections));
+            LEFT_OUT.set(None);
+            ended.is_err()
+        });
+        assert!(caught, "nobody missed {barrier:?}");
     }
 }
 
