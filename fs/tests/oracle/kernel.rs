@@ -86,6 +86,10 @@ impl Mount {
             run("losetup", losetup).trim().to_string()
         };
         let devices: Vec<_> = images.iter().map(|image| attach(image.as_ref())).collect();
+        // The kernel may remember a loop device as part of what was behind it before, by another test.
+        for device in &devices {
+            let _ = try_run("btrfs", ["device", "scan", "--forget", device]);
+        }
         let dir = images[0].as_ref().with_extension("mnt");
         std::fs::create_dir_all(&dir).expect("a mount point");
         let mount = Mount { dir, devices };
