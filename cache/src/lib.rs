@@ -67,6 +67,8 @@ mod attach;
 mod bypass;
 pub mod device;
 mod fills;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 mod intent;
 mod journal;
 #[cfg(test)]
