@@ -34,6 +34,7 @@
 //! cleaned up, which is where the reference leaves a volume when it is killed at its last writes, with the
 //! old key gone.
 
+mod attached;
 mod convert;
 mod digest;
 mod keys;
@@ -42,9 +43,11 @@ mod position;
 mod recover;
 mod run;
 mod segments;
+mod shift;
 mod start;
 mod state;
 
+pub use attached::{export_header, is_export};
 pub use plan::{Protect, Start};
 pub use run::{Devices, Ended, Progress, Reencryption, status};
 pub use start::start;

@@ -14,5 +14,6 @@ mod model;
 mod nbd_tools;
 mod qemu_tools;
 mod reencrypt;
+mod shift;
 mod show;
 mod up;

@@ -11,11 +11,12 @@ use varve_tests::process::{self, Finished};
 use varve_tests::varve::{binary, varve};
 use varve_tests::{clock, disk, tool};
 
-const COST: &str = "--pbkdf pbkdf2 --pbkdf-force-iterations 1000";
-const OFFLINE: &str = "reencrypt -q --force-offline-reencrypt --disable-locks --key-file key";
+pub(crate) const COST: &str = "--pbkdf pbkdf2 --pbkdf-force-iterations 1000";
+pub(crate) const OFFLINE: &str =
+    "reencrypt -q --force-offline-reencrypt --disable-locks --key-file key";
 const PAYLOAD: usize = 6 << 20;
 
-fn cryptsetup(dir: &Path, line: &str) -> Finished {
+pub(crate) fn cryptsetup(dir: &Path, line: &str) -> Finished {
     let mut command = Command::new(tool::find("cryptsetup").expect("asked for before"));
     process::run(command.current_dir(dir).args(line.split_whitespace()))
 }

@@ -1,6 +1,7 @@
 //! The words of `varve crypt`.
 
 mod bench;
+mod cipher;
 mod control;
 mod header;
 mod keys;
@@ -8,6 +9,7 @@ mod reencrypt;
 mod reproduce;
 
 pub use bench::*;
+pub use cipher::*;
 pub use control::*;
 pub use header::*;
 pub use keys::*;

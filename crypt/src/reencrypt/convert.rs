@@ -87,7 +87,7 @@ impl Codec {
     }
 }
 
-/// The payload's device, from `base` on.
+/// The payload's device. New bytes lie from `base` on.
 pub(super) struct Payload<D> {
     pub(super) rt: Rt,
     pub(super) device: D,
@@ -125,22 +125,25 @@ impl<D: BlockDevice> Payload<D> {
         Ok(Payload { rt: rt.clone(), device, base, step, pool: BufPool::new(budget) })
     }
 
-    fn requests(&self, start: u64, len: u64) -> Vec<Extent> {
-        extent(self.base, start, len).pieces(Sectors(self.step / 512)).collect()
-    }
-
-    /// Reads a run, all of it into memory.
-    pub(super) async fn read(&self, start: u64, len: u64) -> Result<Vec<Part>> {
+    /// Reads a run, all of it into memory, from where it would lie if the payload began at `base`.
+    pub(super) async fn read_from(&self, base: u64, start: u64, len: u64) -> Result<Vec<Part>> {
         let mut parts = Vec::new();
-        for group in self.requests(start, len).chunks(DEPTH) {
+        let requests: Vec<Extent> =
+            extent(base, start, len).pieces(Sectors(self.step / 512)).collect();
+        for group in requests.chunks(DEPTH) {
             let reads = group.iter().map(|piece| async {
                 let buf = self.pool.take(piece.len).await;
-                let at = piece.start.byte() - self.base;
+                let at = piece.start.byte() - base;
                 Ok::<_, Error>(Part { at, buf: self.device.read(piece.start, buf).await? })
             });
             parts.extend(try_join_all(reads).await?);
         }
         Ok(parts)
+    }
+
+    /// Reads a run where the new bytes go.
+    pub(super) async fn read(&self, start: u64, len: u64) -> Result<Vec<Part>> {
+        self.read_from(self.base, start, len).await
     }
 
     /// Does `work` on all parts, off the lane and several at once, and gives them back in order.

@@ -22,15 +22,19 @@ pub(super) fn material(m: &Metadata, op: &Operation, keys: &[&Key]) -> Result<Ke
     }
     text(&mut bytes, op.mode.name())?;
     text(&mut bytes, op.direction.name())?;
-    text(&mut bytes, op.resilience.name())?;
+    text(&mut bytes, op.area_type())?;
     number(&mut bytes, op.area_offset);
     number(&mut bytes, op.area_size);
     if let Resilience::Checksum { hash, block } = op.resilience {
         text(&mut bytes, hash.name())?;
         small(&mut bytes, block)?;
     }
-    for side in [&op.previous, &op.last] {
-        segment(&mut bytes, &m.segments[&side.segment])?;
+    if let Some(shift) = &op.shift {
+        number(&mut bytes, shift.size);
+    }
+    let moved = op.shift.as_ref().map(|shift| shift.segment);
+    for id in [op.previous.segment, op.last.segment].into_iter().chain(moved) {
+        segment(&mut bytes, &m.segments[&id])?;
     }
     Ok(Key::take_from(&mut bytes))
 }

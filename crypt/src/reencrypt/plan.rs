@@ -38,6 +38,9 @@ pub struct Start {
     pub secrets: Vec<Arc<Key>>,
     /// Slots that no given secret opens are lost with the old key; without this they stop the start.
     pub drop_other_keys: bool,
+    /// Encrypt with the header on the disk itself: the last bytes of the payload, so many, are given up.
+    /// Half of them become header, the other half is needed on the way.
+    pub reduce: Option<u64>,
 }
 
 impl Start {
@@ -53,6 +56,16 @@ impl Start {
             protection,
             secrets,
             drop_other_keys: false,
+            reduce: None,
+        }
+    }
+
+    /// A payload that moves can be done from one end only.
+    pub(super) fn direction_of(&self, moves: bool) -> Direction {
+        match self.mode {
+            Mode::Encrypt if moves => Direction::Backward,
+            Mode::Decrypt if moves => Direction::Forward,
+            _ => self.direction,
         }
     }
 }

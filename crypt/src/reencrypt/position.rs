@@ -2,6 +2,7 @@
 
 use varve_block::Extent;
 
+use super::shift::Shift;
 use super::state::{Direction, Mode, Side, is_hot, wrong};
 use crate::error::Result;
 use crate::format::metadata::{Metadata, Segment, SegmentKind};
@@ -17,6 +18,8 @@ pub(super) struct Position {
     pub(super) total: u64,
     /// The payload has a size of its own and does not end where its device ends.
     pub(super) fixed: bool,
+    /// Bytes of the first part of a payload that moves, which are done last; 0: nothing moves.
+    pub(super) moved: u64,
 }
 
 /// What a run of the payload is.
@@ -35,6 +38,16 @@ pub(super) struct Piece {
     pub(super) len: u64,
 }
 
+/// Where a run of the payload lies, as a segment says it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Place {
+    pub(super) piece: Piece,
+    /// First byte on the data device.
+    pub(super) offset: u64,
+    /// `None`: to the end of the device.
+    pub(super) size: Option<u64>,
+}
+
 impl Position {
     pub(super) fn is_finished(&self) -> bool {
         self.done == self.total
@@ -43,15 +56,25 @@ impl Position {
     /// Where the hot zone lies, as bytes from the start of the payload.
     pub(super) fn zone(&self, direction: Direction) -> (u64, u64) {
         let start = match direction {
-            Direction::Forward => self.done,
+            _ if self.is_in_first_part() => 0,
+            Direction::Forward => self.moved + self.done,
             Direction::Backward => self.total - self.done - self.hot,
         };
         (start, self.hot)
     }
 
-    /// The next zone, of at most `most` bytes, is hot.
+    /// Only the first part of a payload that moves is left.
+    pub(super) fn is_in_first_part(&self) -> bool {
+        self.moved > 0 && self.done == self.total - self.moved
+    }
+
+    /// The next zone, of at most `most` bytes, is hot. A first part that moved is one zone.
     pub(super) fn heat(self, most: u64) -> Position {
-        Position { hot: most.min(self.total - self.done), ..self }
+        let hot = match self.is_in_first_part() {
+            true => self.moved,
+            false => most.min(self.total - self.moved - self.done),
+        };
+        Position { hot, ..self }
     }
 
     /// The hot zone is done.
@@ -121,6 +144,7 @@ impl Position {
             hot: sum(Part::Hot),
             total: at,
             fixed: fixed && at != room,
+            moved: 0,
         };
         let expected: Vec<(Part, u64)> =
             position.pieces(direction).into_iter().map(|p| (p.part, p.len)).collect();
@@ -131,6 +155,48 @@ impl Position {
                 found,
                 format!("the order of direction {}", direction.name()),
             ));
+        }
+        Ok(position)
+    }
+}
+
+impl Position {
+    /// The same for a payload that moves: what the segments say, and that they are just the ones that we
+    /// would write for it.
+    pub(super) fn find_shifted(
+        m: &Metadata,
+        shift: &Shift,
+        mode: Mode,
+        sides: [&Side; 2],
+        data_len: u64,
+    ) -> Result<Position> {
+        let [previous, last] = sides;
+        let total = match previous.size {
+            Some(size) => size,
+            None => data_len.saturating_sub(previous.offset),
+        };
+        let position = shift.derive(m, mode, total)?;
+        let places = shift.places(position, mode, sides);
+        let regular: Vec<(u32, &Segment)> = m.regular_segments().collect();
+        if regular.len() != places.len() {
+            return Err(wrong("segments", regular.len(), format!("{} of them", places.len())));
+        }
+        for ((id, segment), place) in regular.into_iter().zip(&places) {
+            let field = |name: &str| format!("segments.{id}.{name}");
+            let part = place.piece.part;
+            if segment.offset != place.offset {
+                return Err(wrong(field("offset"), segment.offset, place.offset.to_string()));
+            }
+            if segment.size != place.size {
+                let expected = format!("{:?}", place.size);
+                return Err(wrong(field("size"), format!("{:?}", segment.size), expected));
+            }
+            if is_hot(segment) != (part == Part::Hot) {
+                return Err(wrong(field("flags"), "others", "in-reencryption at the hot zone"));
+            }
+            let side = if part == Part::Old { previous } else { last };
+            check_cipher(&field, segment, side, place.piece.start)?;
+            check_digests(m, id, part, mode, sides)?;
         }
         Ok(position)
     }
@@ -181,6 +247,11 @@ fn part_of(
             }
         }
     };
+    check_digests(m, id, part, mode, sides)?;
+    Ok(part)
+}
+
+fn check_digests(m: &Metadata, id: u32, part: Part, mode: Mode, sides: [&Side; 2]) -> Result<()> {
     let expected = part_digests(part, mode, sides);
     let mut named: Vec<u32> =
         m.digests.iter().filter(|(_, d)| d.segments.contains(&id)).map(|(id, _)| *id).collect();
@@ -192,7 +263,7 @@ fn part_of(
             format!("by {expected:?}"),
         ));
     }
-    Ok(part)
+    Ok(())
 }
 
 /// The digests that name a part, in order.
@@ -212,7 +283,7 @@ pub(super) fn part_digests(part: Part, mode: Mode, sides: [&Side; 2]) -> Vec<u32
 }
 
 /// Type, cipher and sector size are those of a side.
-fn is_like(segment: &Segment, side: &Side) -> bool {
+pub(super) fn is_like(segment: &Segment, side: &Side) -> bool {
     match (&segment.kind, &side.cipher) {
         (SegmentKind::Linear, None) => true,
         (SegmentKind::Crypt { encryption, sector_size, integrity: None, .. }, Some(c)) => {

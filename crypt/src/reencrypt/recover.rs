@@ -26,6 +26,12 @@ enum Found {
 impl<D: BlockDevice + Clone> Reencryption<D> {
     /// Finishes the hot zone on the device, durably. The header is moved on by the caller.
     pub(super) async fn recover(&mut self) -> Result<()> {
+        let (start, len) = self.op.position.zone(self.op.direction);
+        if self.op.keeps_old(start) {
+            let base = self.op.old_base(start);
+            let parts = self.payload.read_from(base, start, len).await?;
+            return self.convert(parts).await;
+        }
         match self.op.resilience {
             Resilience::None => self.give_up(),
             Resilience::Journal => self.replay().await,

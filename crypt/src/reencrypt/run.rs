@@ -7,11 +7,13 @@ use serde_json::Value;
 use varve_block::{BlockDevice, Rt};
 
 use super::convert::{Codec, Payload};
-use super::position::Position;
+use super::position::{Position, extent};
 use super::state::{Mode, Operation, Resilience, Status, describe, reencrypt_slot};
 use super::{digest, keys, segments};
 use crate::error::{Error, Result};
+use crate::format::luks2::Luks2;
 use crate::header::Header;
+use crate::io::Fill;
 use crate::key::Key;
 use crate::manage::{MetadataEditor, destroy, tree};
 use crate::unlock::UnlockOptions;
@@ -50,6 +52,8 @@ pub struct Reencryption<D> {
     pub(super) op: Operation,
     pub(super) codec: Codec,
     pub(super) accept_damage: bool,
+    /// The digest was verified with all keys.
+    proven: bool,
     zone: u64,
 }
 
@@ -81,7 +85,7 @@ impl<D: BlockDevice + Clone> Reencryption<D> {
         let keys = match keys::open_all(rt, device, h, &ids, options, secrets).await {
             // Only the header is left to do, and the old key may be gone.
             Err(Error::WrongKey { .. })
-                if op.position.is_finished() && op.mode == Mode::Reencrypt =>
+                if op.position.is_finished() && old_key_may_be_gone(h, &op) =>
             {
                 ids.remove(0);
                 keys::open_all(rt, device, h, &ids, options, secrets).await?
@@ -134,8 +138,24 @@ impl<D: BlockDevice + Clone> Reencryption<D> {
         if zone == 0 {
             return Err(super::state::wrong("area.size", op.area_size, "room for one block"));
         }
-        let payload = Payload::new(rt, devices.data.clone(), op.last.offset, unit, zone)?;
-        Ok(Reencryption { editor, payload, op, codec, accept_damage: false, zone })
+        let mut most = zone;
+        if let Some(shift) = &op.shift {
+            let places = [shift.offset, shift.len, op.previous.offset];
+            if let Some(place) = places.iter().find(|p| !p.is_multiple_of(unit)) {
+                return Err(super::state::wrong("segments", place, format!("multiples of {unit}")));
+            }
+            most = most.max(shift.len);
+        }
+        let payload = Payload::new(rt, devices.data.clone(), op.last.offset, unit, most)?;
+        Ok(Reencryption {
+            editor,
+            payload,
+            op,
+            codec,
+            accept_damage: false,
+            proven: complete,
+            zone,
+        })
     }
 
     /// Goes on although an interrupted zone holds blocks that cannot be told apart.
@@ -198,15 +218,23 @@ impl<D: BlockDevice + Clone> Reencryption<D> {
     async fn step(&mut self) -> Result<()> {
         let next = self.op.position.heat(self.zone);
         let (start, len) = next.zone(self.op.direction);
-        let parts = self.payload.read(start, len).await?;
-        let parts = self.protect(parts).await?;
+        let parts = self.payload.read_from(self.op.old_base(start), start, len).await?;
+        let parts = match self.op.keeps_old(start) {
+            true => parts,
+            false => self.protect(parts).await?,
+        };
         self.commit(next).await?;
+        self.convert(parts).await?;
+        self.commit(next.advance()).await
+    }
+
+    /// Old bytes to new ones, durably in their place.
+    pub(super) async fn convert(&self, parts: Vec<super::convert::Part>) -> Result<()> {
         let codec = self.codec.clone();
         let work = move |at: u64, buf: &mut varve_block::IoBuf| codec.convert(at, buf);
         let parts = self.payload.each(parts, work).await?;
         self.payload.write(parts.into_iter().map(|(part, ())| part).collect()).await?;
-        self.payload.device.flush().await?;
-        self.commit(next.advance()).await
+        Ok(self.payload.device.flush().await?)
     }
 
     /// Puts into the area what recovery will need, durably.
@@ -263,6 +291,7 @@ impl<D: BlockDevice + Clone> Reencryption<D> {
     /// All data are under the new key: the header becomes an ordinary one, and then the old key goes. A
     /// cut in between leaves slots that belong to no segment.
     async fn finish(&mut self) -> Result<()> {
+        self.wipe_leftovers().await?;
         let op = &self.op;
         let old = op.previous.cipher.as_ref().map(|c| c.digest);
         let new = op.last.cipher.as_ref().map(|c| c.digest);
@@ -294,6 +323,37 @@ impl<D: BlockDevice + Clone> Reencryption<D> {
             .await?;
         assert!(reencrypt_slot(&self.editor.header().metadata).is_none(), "the slot is gone");
         Ok(())
+    }
+}
+
+impl<D: BlockDevice> Reencryption<D> {
+    /// What a payload that moved leaves behind it: the plain copy of its first part, or the old ciphertext
+    /// at the end. Nothing needs it any more, and the plain copy nobody should read.
+    async fn wipe_leftovers(&self) -> Result<()> {
+        // Without the old key this header is not proven, and whoever took it away had wiped first.
+        let Some(shift) = self.op.shift.as_ref().filter(|_| self.proven) else { return Ok(()) };
+        let device = &self.payload.device;
+        let (at, len) = match self.op.mode {
+            Mode::Decrypt => {
+                let end = device.geometry().len.bytes();
+                (end.saturating_sub(shift.size), shift.size.min(end))
+            }
+            _ => (shift.offset, shift.len),
+        };
+        crate::io::fill(device, extent(0, at, len), Fill::Random).await?;
+        Ok(device.flush().await?)
+    }
+}
+
+/// The reference destroys the old keyslots before it clears the header.
+fn old_key_may_be_gone(h: &Luks2, op: &Operation) -> bool {
+    match op.mode {
+        Mode::Reencrypt => true,
+        Mode::Encrypt => false,
+        Mode::Decrypt => {
+            let gone = |id| h.metadata.digests.get(id).is_none_or(|d| d.keyslots.is_empty());
+            op.digests().iter().all(gone)
+        }
     }
 }
 

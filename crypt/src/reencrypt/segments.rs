@@ -2,8 +2,9 @@
 
 use serde_json::{Map, Value, json};
 
-use super::position::{Part, Position, part_digests};
-use super::state::{Direction, Mode, Operation, Side};
+use super::position::{Part, Piece, Place, Position, part_digests};
+use super::shift::{Shift, cipher_of};
+use super::state::{Direction, Mode, Operation, Side, SideCipher};
 use crate::error::{Error, Result};
 
 /// What the segments of an operation are made from.
@@ -12,6 +13,7 @@ pub(super) struct Layout<'a> {
     pub(super) direction: Direction,
     pub(super) previous: &'a Side,
     pub(super) last: &'a Side,
+    pub(super) shift: Option<&'a Shift>,
 }
 
 impl Operation {
@@ -21,6 +23,7 @@ impl Operation {
             direction: self.direction,
             previous: &self.previous,
             last: &self.last,
+            shift: self.shift.as_ref(),
         }
     }
 }
@@ -36,14 +39,11 @@ impl Layout<'_> {
     ) -> Result<()> {
         let sides = [self.previous, self.last];
         let mut objects: Vec<(Value, Vec<u32>)> = Vec::new();
-        for piece in position.pieces(self.direction) {
-            let side = if piece.part == Part::Old { self.previous } else { self.last };
-            let to_the_end = piece.start + piece.len == position.total && !position.fixed;
-            // A hot zone has always a size of its own.
-            let len = (!to_the_end || piece.part == Part::Hot).then_some(piece.len);
-            let flag = (piece.part == Part::Hot).then_some("in-reencryption");
-            let value = segment(side, piece.start, len, flag);
-            objects.push((value, part_digests(piece.part, self.mode, sides)));
+        for place in self.places(position) {
+            let Piece { part, start, .. } = place.piece;
+            let flag = (part == Part::Hot).then_some("in-reencryption");
+            let value = mapped(cipher_of(part, sides), place.offset, start, place.size, flag);
+            objects.push((value, part_digests(part, self.mode, sides)));
         }
         objects.extend(
             backups.into_iter().map(|(value, digest)| (value, digest.into_iter().collect())),
@@ -63,13 +63,38 @@ impl Layout<'_> {
         tree["segments"] = Value::Object(segments);
         Ok(())
     }
+
+    /// The regular segments of a position.
+    fn places(&self, position: Position) -> Vec<Place> {
+        if let Some(shift) = self.shift {
+            return shift.places(position, self.mode, [self.previous, self.last]);
+        }
+        let place = |piece: Piece| {
+            let to_the_end = piece.start + piece.len == position.total && !position.fixed;
+            // A hot zone has always a size of its own.
+            let size = (!to_the_end || piece.part == Part::Hot).then_some(piece.len);
+            Place { piece, offset: self.last.offset + piece.start, size }
+        };
+        position.pieces(self.direction).into_iter().map(place).collect()
+    }
 }
 
-/// A run of one side, `start` bytes behind its beginning. Without a length it goes to the device's end.
-pub(super) fn segment(side: &Side, start: u64, len: Option<u64>, flag: Option<&str>) -> Value {
+/// All of one side. Without a size of its own it goes to the device's end.
+pub(super) fn whole(side: &Side, flag: &str) -> Value {
+    mapped(side.cipher.as_ref(), side.offset, 0, side.size, Some(flag))
+}
+
+/// The run of the payload from byte `start` on, which lies at `offset` of the device.
+pub(super) fn mapped(
+    cipher: Option<&SideCipher>,
+    offset: u64,
+    start: u64,
+    len: Option<u64>,
+    flag: Option<&str>,
+) -> Value {
     let size = len.map_or_else(|| "dynamic".to_owned(), |n| n.to_string());
-    let offset = (side.offset + start).to_string();
-    let mut value = match &side.cipher {
+    let offset = offset.to_string();
+    let mut value = match cipher {
         None => json!({ "type": "linear", "offset": offset, "size": size }),
         Some(c) => json!({
             "type": "crypt",
@@ -88,9 +113,11 @@ pub(super) fn segment(side: &Side, start: u64, len: Option<u64>, flag: Option<&s
 
 /// The backup segments as they are in the tree, each with the digest of its side.
 pub(super) fn backups(tree: &Value, op: &Operation) -> Vec<(Value, Option<u32>)> {
-    let one = |side: &Side| {
-        let value = tree["segments"][side.segment.to_string()].clone();
+    let one = |id: u32, side: &Side| {
+        let value = tree["segments"][id.to_string()].clone();
         (value, side.cipher.as_ref().map(|c| c.digest))
     };
-    vec![one(&op.previous), one(&op.last)]
+    let mut all = vec![one(op.previous.segment, &op.previous), one(op.last.segment, &op.last)];
+    all.extend(op.shift.iter().map(|shift| one(shift.segment, &op.previous)));
+    all
 }

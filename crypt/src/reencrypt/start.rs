@@ -5,14 +5,15 @@
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use varve_block::{BlockDevice, Rt};
+use varve_block::{BlockDevice, Geometry, Rt};
 
 use super::digest;
 use super::keys::{self, Opened};
 use super::plan::{Protect, Start};
 use super::position::Position;
 use super::run::{Devices, Reencryption};
-use super::segments::{Layout, segment};
+use super::segments::{Layout, mapped, whole};
+use super::shift::Shift;
 use super::state::{Mode, Operation, Resilience, Side, SideCipher};
 use crate::cipher::CipherSpec;
 use crate::create::{AREA_ALIGN, DRAWS_MAX, FormatOptions, LuksVersion, area_step};
@@ -31,12 +32,23 @@ struct Sides {
     previous: Side,
     last: Side,
     keys: Vec<Key>,
+    /// The payload moves.
+    shift: Option<Shift>,
+    /// Bytes of payload.
+    total: u64,
+}
+
+/// A header that says that everything is still to be done, and the keys of both sides, old one first.
+pub(super) struct Composed {
+    pub(super) tree: Value,
+    pub(super) keys: Vec<Key>,
 }
 
 /// Begins a re-encryption. When this returns, the header describes it and nothing was converted yet.
 ///
-/// Encryption needs a detached header, which is made here; decryption needs a detached header that is
-/// there.
+/// Encryption makes its header: on a detached header device, or with [`Start::reduce`] at the beginning of
+/// the disk itself, from where the payload then moves away. Decryption needs a detached header that is
+/// there; when that is one that [`super::export_header`] made, the payload moves back to the beginning.
 ///
 /// # Errors
 /// [`Error::Options`] and [`Error::Unsupported`] when the volume or the plan does not allow it: nothing was
@@ -47,13 +59,33 @@ pub async fn start<D: BlockDevice + Clone>(
     options: &UnlockOptions,
     plan: &Start,
 ) -> Result<Reencryption<D>> {
+    check_plan(plan, devices.detached)?;
+    if let (Mode::Encrypt, Some(reduce)) = (plan.mode, plan.reduce) {
+        return super::attached::encrypt(rt, devices, options, plan, reduce).await;
+    }
+    if plan.mode == Mode::Encrypt {
+        make_header(rt, &devices.header, options, plan, None).await?;
+    }
+    let editor = MetadataEditor::open(devices.header.clone(), options.header_copy).await?;
+    if plan.mode == Mode::Decrypt && super::attached::is_export(&editor.header().metadata) {
+        return super::attached::decrypt(rt, devices, options, plan, editor).await;
+    }
+    let geometry = devices.data.geometry();
+    let composed = compose(rt, &editor, &geometry, options, plan, None).await?;
+    begin(rt, devices, options, editor, composed).await
+}
+
+fn check_plan(plan: &Start, detached: bool) -> Result<()> {
     if plan.secrets.is_empty() {
         return Err(Error::Options("a re-encryption needs a secret of the volume".into()));
     }
-    if plan.mode != Mode::Reencrypt && !devices.detached {
+    if plan.mode != Mode::Encrypt && plan.reduce.is_some() {
+        return Err(Error::Options("only an encryption makes the payload shorter".into()));
+    }
+    if plan.mode != Mode::Reencrypt && detached == plan.reduce.is_some() {
         return Err(Error::unsupported(format!(
             "mode {} with the header on the same device: the payload would have to move; give a \
-             detached header",
+             detached header, or for an encryption say by how much the payload may shrink",
             plan.mode.name()
         )));
     }
@@ -66,49 +98,92 @@ pub async fn start<D: BlockDevice + Clone>(
             )));
         }
     }
-    if plan.mode == Mode::Encrypt {
-        make_header(rt, devices, options, plan).await?;
-    }
-    let editor = MetadataEditor::open(devices.header.clone(), options.header_copy).await?;
+    Ok(())
+}
+
+/// What the header will say. Writes keyslot areas that nothing names yet, and nothing else. `moves`: bytes
+/// by which the payload moves.
+pub(super) async fn compose<H: BlockDevice + Clone>(
+    rt: &Rt,
+    editor: &MetadataEditor<H>,
+    data: &Geometry,
+    options: &UnlockOptions,
+    plan: &Start,
+    moves: Option<u64>,
+) -> Result<Composed> {
     let h = editor.header();
     check_requirements(&h.metadata)?;
-    let (old, total) = only_segment(h, devices, plan)?;
+    let (old, total) = only_segment(h, data, plan, moves)?;
     let mut tree = h.metadata.json.clone();
-    let sides = match plan.mode {
-        Mode::Reencrypt => new_key(rt, &editor, options, plan, &old, &mut tree).await?,
+    let mut sides = match plan.mode {
+        Mode::Reencrypt => new_key(rt, editor, options, plan, (&old, total), &mut tree).await?,
         Mode::Encrypt | Mode::Decrypt => {
             let cipher = old.cipher.as_ref().expect("a LUKS2 volume that was just looked at");
             let opened =
-                keys::open(rt, &devices.header, h, cipher.digest, options, &plan.secrets, false)
+                keys::open(rt, editor.device(), h, cipher.digest, options, &plan.secrets, false)
                     .await?;
             let plain = Side { cipher: None, ..old.clone() };
             let keys = vec![opened.key];
-            match plan.mode {
-                Mode::Encrypt => Sides { previous: plain, last: old.clone(), keys },
-                _ => Sides { previous: old.clone(), last: plain, keys },
-            }
+            let (previous, last) = match plan.mode {
+                Mode::Encrypt => (plain, old),
+                _ => (old, plain),
+            };
+            Sides { previous, last, keys, shift: None, total }
         }
     };
-    describe(h, plan, &sides, total, devices, &mut tree)?;
-    sign(rt, h, plan, &sides, devices, &mut tree).await?;
-    let mut editor = editor;
+    if let Some(size) = moves {
+        sides.place(plan.mode, size, data.len.bytes());
+    }
+    describe(h, plan, &mut sides, data, &mut tree)?;
+    sign(rt, h, plan, &sides, data, &mut tree).await?;
+    Ok(Composed { tree, keys: sides.keys })
+}
+
+impl Sides {
+    /// The payload is somewhere else before and after. How long its first part is, the area may limit.
+    fn place(&mut self, mode: Mode, size: u64, data_len: u64) {
+        let offset = match mode {
+            Mode::Encrypt => {
+                self.previous.offset = 0;
+                self.previous.size = Some(self.total);
+                data_len - size
+            }
+            _ => {
+                self.last.offset = 0;
+                0
+            }
+        };
+        self.shift = Some(Shift { size, segment: 0, offset, len: size.min(self.total) });
+    }
+}
+
+/// Writes the header and takes the operation up.
+pub(super) async fn begin<D: BlockDevice + Clone>(
+    rt: &Rt,
+    devices: &Devices<D>,
+    options: &UnlockOptions,
+    mut editor: MetadataEditor<D>,
+    composed: Composed,
+) -> Result<Reencryption<D>> {
     editor
         .update(|draft| {
-            draft.json = tree;
+            draft.json = composed.tree;
             Ok(())
         })
         .await?;
     let op = Operation::parse(editor.header(), devices.data.geometry().len.bytes())?;
-    let keys: Vec<&Key> = sides.keys.iter().collect();
+    let keys: Vec<&Key> = composed.keys.iter().collect();
     Reencryption::with_keys(rt, devices, options, editor, op, &keys)
 }
 
-/// A header for plain data. It is written whole before the payload is looked at.
-async fn make_header<D: BlockDevice + Clone>(
+/// A header for plain data, which will lie at byte `data_offset`. It is written whole before the payload is
+/// looked at.
+pub(super) async fn make_header<H: BlockDevice + Clone>(
     rt: &Rt,
-    devices: &Devices<D>,
+    device: &H,
     options: &UnlockOptions,
     plan: &Start,
+    data_offset: Option<u64>,
 ) -> Result<()> {
     let format = FormatOptions {
         cipher: plan.cipher.clone(),
@@ -118,22 +193,24 @@ async fn make_header<D: BlockDevice + Clone>(
         cost: plan.protection.cost,
         sector_size: Some(plan.sector_size.unwrap_or(SectorSize::S512)),
         detached: true,
+        data_offset,
         ..FormatOptions::new(LuksVersion::Luks2)
     };
-    crate::create::format(rt, &devices.header, &format, &plan.secrets[0]).await?;
+    crate::create::format(rt, device, &format, &plan.secrets[0]).await?;
     for secret in &plan.secrets[1..] {
         let proof = Proof::Secret(Arc::clone(&plan.secrets[0]));
         let new = NewKey { secret: Arc::clone(secret), slot: None, protection: plan.protection };
-        crate::manage::add_key(rt, &devices.header, options, &proof, &new).await?;
+        crate::manage::add_key(rt, device, options, &proof, &new).await?;
     }
     Ok(())
 }
 
 /// The volume as one side, and its length: one crypt segment to the end of the device.
-fn only_segment<D: BlockDevice>(
+fn only_segment(
     h: &Luks2,
-    devices: &Devices<D>,
+    data: &Geometry,
     plan: &Start,
+    moves: Option<u64>,
 ) -> Result<(Side, u64)> {
     let m = &h.metadata;
     let segments: Vec<(&u32, &Segment)> = m.segments.iter().collect();
@@ -155,17 +232,21 @@ fn only_segment<D: BlockDevice>(
     let digest = m.digests.iter().find(|(_, d)| d.segments.contains(&0)).map(|(id, _)| *id);
     let digest = digest.expect("every crypt segment is named by a digest");
     let cipher = SideCipher { spec, sector_size: size, iv_tweak: *iv_tweak, digest };
-    let geometry = devices.data.geometry();
-    let total = geometry.len.bytes().saturating_sub(segment.offset);
+    let mut total = data.len.bytes().saturating_sub(segment.offset);
+    if plan.mode == Mode::Encrypt {
+        // The room for the copy of the first part.
+        total = total.saturating_sub(moves.unwrap_or(0));
+    }
     let new = plan.sector_size.unwrap_or(size);
-    let unit = (size.max(new).bytes() as u64).max(geometry.block.bytes());
+    let unit = (size.max(new).bytes() as u64).max(data.block.bytes());
     if total == 0 || !total.is_multiple_of(unit) {
         return Err(Error::Options(format!(
             "the payload on {} has {total} bytes: a multiple of {unit} is needed",
-            geometry.dev
+            data.dev
         )));
     }
-    Ok((Side { segment: 0, offset: segment.offset, cipher: Some(cipher) }, total))
+    let side = Side { segment: 0, offset: segment.offset, size: None, cipher: Some(cipher) };
+    Ok((side, total))
 }
 
 /// Draws the new key and puts it into slots of its own, beside the old ones.
@@ -174,7 +255,7 @@ async fn new_key<D: BlockDevice + Clone>(
     editor: &MetadataEditor<D>,
     options: &UnlockOptions,
     plan: &Start,
-    old: &Side,
+    (old, total): (&Side, u64),
     tree: &mut Value,
 ) -> Result<Sides> {
     let h = editor.header();
@@ -214,7 +295,8 @@ async fn new_key<D: BlockDevice + Clone>(
         }),
         ..old.clone()
     };
-    Ok(Sides { previous: old.clone(), last, keys: vec![opened.key, key] })
+    let keys = vec![opened.key, key];
+    Ok(Sides { previous: old.clone(), last, keys, shift: None, total })
 }
 
 /// Nobody loses access without having been told.
@@ -325,23 +407,19 @@ fn put_slot(tree: &mut Value, from: u32, slot: u32, mut value: Value) {
 
 /// The reencrypt keyslot, the segments, the requirement; and a digest of nothing in the place of the true
 /// one, which is made of all this.
-fn describe<D: BlockDevice>(
+fn describe(
     h: &Luks2,
     plan: &Start,
-    sides: &Sides,
-    total: u64,
-    devices: &Devices<D>,
+    sides: &mut Sides,
+    data: &Geometry,
     tree: &mut Value,
 ) -> Result<()> {
     let now = Metadata::parse("changed LUKS2 header", without_segments(h, tree), h.hdr_size)?;
     let taken = areas(&now);
     let (at, room) = gaps(h, &taken).into_iter().max_by_key(|(_, room)| *room).unwrap_or((0, 0));
-    let unit = block_of(sides, total, devices);
-    let resilience = match plan.protect {
-        Protect::None => Resilience::None,
-        Protect::Journal => Resilience::Journal,
-        Protect::Checksum(hash) => Resilience::Checksum { hash, block: unit },
-    };
+    let unit = block_of(sides, data);
+    let copied = sides.shift.is_some() && plan.mode == Mode::Encrypt;
+    let resilience = resilience(plan, sides, unit)?;
     let least = match resilience {
         Resilience::None => AREA_ALIGN,
         Resilience::Journal => unit,
@@ -355,42 +433,88 @@ fn describe<D: BlockDevice>(
     }
     let slot = free(OBJECTS_MAX, |id| now.keyslots.contains_key(&id), "keyslots")?;
     let digest = free(DIGESTS_MAX, |id| now.digests.contains_key(&id), "digests")?;
+    // Nothing is ever written there when the payload is its own journal.
+    let size = if copied { AREA_ALIGN } else { room - room % AREA_ALIGN };
+    if let Some(shift) = &mut sides.shift
+        && !copied
+    {
+        let room = super::state::room(resilience, size);
+        shift.len = shift.len.min(room - room % unit);
+    }
+    let area_type = match sides.shift {
+        Some(_) => super::shift::area_type(resilience),
+        None => resilience.name(),
+    };
     let mut area = json!({
-        "type": resilience.name(),
+        "type": area_type,
         "offset": at.to_string(),
-        "size": (room - room % AREA_ALIGN).to_string(),
+        "size": size.to_string(),
     });
     if let Resilience::Checksum { hash, block } = resilience {
         area["hash"] = hash.name().into();
         area["sector_size"] = block.into();
+    }
+    if let Some(shift) = &sides.shift {
+        area["shift_size"] = shift.size.to_string().into();
     }
     tree["keyslots"][slot.to_string()] = json!({
         "type": "reencrypt",
         "key_size": 1,
         "priority": 0,
         "mode": plan.mode.name(),
-        "direction": plan.direction.name(),
+        "direction": plan.direction_of(sides.shift.is_some()).name(),
         "area": area,
     });
     let slot = slot.to_string();
     tree["digests"][digest.to_string()] =
         tree::digest(Hash::Sha256, 1000, &[0; 32], &[0; 32], &slot, None);
-    let layout = Layout {
-        mode: plan.mode,
-        direction: plan.direction,
-        previous: &sides.previous,
-        last: &sides.last,
-    };
-    let one = |side: &Side, flag| {
-        (segment(side, 0, None, Some(flag)), side.cipher.as_ref().map(|c| c.digest))
-    };
-    let backups = vec![one(&sides.previous, "backup-previous"), one(&sides.last, "backup-final")];
-    layout.put(tree, Position { done: 0, hot: 0, total, fixed: false }, backups)?;
+    put_segments(plan, sides, tree)?;
     if !tree["config"]["requirements"].is_object() {
         tree["config"]["requirements"] = json!({});
     }
-    tree["config"]["requirements"]["mandatory"] = json!(["online-reencrypt-v2"]);
+    let moves_back = sides.shift.is_some() && plan.mode == Mode::Decrypt;
+    let requirement = if moves_back { "online-reencrypt-v3" } else { "online-reencrypt-v2" };
+    tree["config"]["requirements"]["mandatory"] = json!([requirement]);
     Ok(())
+}
+
+/// What was asked for. A first part that has a copy needs none.
+fn resilience(plan: &Start, sides: &Sides, block: u64) -> Result<Resilience> {
+    match (plan.protect, sides.shift.is_some()) {
+        (_, true) if plan.mode == Mode::Encrypt => Ok(Resilience::None),
+        (Protect::None, true) => Err(Error::Options(
+            "the first part of a decryption in place needs resilience datashift-checksum or \
+             datashift-journal"
+                .into(),
+        )),
+        (Protect::None, false) => Ok(Resilience::None),
+        (Protect::Journal, _) => Ok(Resilience::Journal),
+        (Protect::Checksum(hash), _) => Ok(Resilience::Checksum { hash, block }),
+    }
+}
+
+/// Nothing is done, and the backup segments say what was and what will be.
+fn put_segments(plan: &Start, sides: &Sides, tree: &mut Value) -> Result<()> {
+    let layout = Layout {
+        mode: plan.mode,
+        direction: plan.direction_of(sides.shift.is_some()),
+        previous: &sides.previous,
+        last: &sides.last,
+        shift: sides.shift.as_ref(),
+    };
+    let digest = |side: &Side| side.cipher.as_ref().map(|c| c.digest);
+    let one = |side: &Side, flag| (whole(side, flag), digest(side));
+    let mut backups =
+        vec![one(&sides.previous, "backup-previous"), one(&sides.last, "backup-final")];
+    if let Some(shift) = &sides.shift {
+        let cipher = sides.previous.cipher.as_ref();
+        let flag = Some("backup-moved-segment");
+        let value = mapped(cipher, shift.offset, 0, Some(shift.len), flag);
+        backups.push((value, digest(&sides.previous)));
+    }
+    let moved = sides.shift.as_ref().map_or(0, |shift| shift.len);
+    let position = Position { done: 0, hot: 0, total: sides.total, fixed: false, moved };
+    layout.put(tree, position, backups)
 }
 
 /// The tree with the segments of the header: what is in it besides is being made.
@@ -401,25 +525,24 @@ fn without_segments(h: &Luks2, tree: &Value) -> Value {
 }
 
 /// Bytes that one hash covers: 4096, as the reference has it, where that divides the payload.
-fn block_of<D: BlockDevice>(sides: &Sides, total: u64, devices: &Devices<D>) -> u64 {
+fn block_of(sides: &Sides, data: &Geometry) -> u64 {
     let size = |s: &Side| s.cipher.as_ref().map_or(512, |c| c.sector_size.bytes() as u64);
-    let least =
-        size(&sides.previous).max(size(&sides.last)).max(devices.data.geometry().block.bytes());
-    if total.is_multiple_of(least.max(4096)) { least.max(4096) } else { least }
+    let least = size(&sides.previous).max(size(&sides.last)).max(data.block.bytes());
+    if sides.total.is_multiple_of(least.max(4096)) { least.max(4096) } else { least }
 }
 
 /// Puts the digest over all of it in its place.
-async fn sign<D: BlockDevice>(
+async fn sign(
     rt: &Rt,
     h: &Luks2,
     plan: &Start,
     sides: &Sides,
-    devices: &Devices<D>,
+    data: &Geometry,
     tree: &mut Value,
 ) -> Result<()> {
     let metadata = Metadata::parse("changed LUKS2 header", tree.clone(), h.hdr_size)?;
     let next = Luks2 { metadata, ..h.clone() };
-    let op = Operation::parse(&next, devices.data.geometry().len.bytes())?;
+    let op = Operation::parse(&next, data.len.bytes())?;
     let keys: Vec<&Key> = sides.keys.iter().collect();
     let string = digest::material(&next.metadata, &op, &keys)?;
     let how = plan.protection;

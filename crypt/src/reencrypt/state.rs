@@ -8,6 +8,7 @@ use crate::format::luks2::Luks2;
 use crate::format::metadata::{Keyslot, KeyslotKind, Metadata, Segment, SegmentKind};
 use crate::hash::Hash;
 use crate::reencrypt::position::Position;
+use crate::reencrypt::shift::{self, Shift};
 use crate::xts::SectorSize;
 
 /// Longest hot zone (check 31).
@@ -61,6 +62,8 @@ pub(super) struct Side {
     pub(super) segment: u32,
     /// First byte on the data device.
     pub(super) offset: u64,
+    /// Bytes, or to the end of the device.
+    pub(super) size: Option<u64>,
     /// `None`: plain data.
     pub(super) cipher: Option<SideCipher>,
 }
@@ -73,7 +76,10 @@ pub(super) struct Operation {
     pub(super) version: u8,
     pub(super) mode: Mode,
     pub(super) direction: Direction,
+    /// Of every zone; when the payload moves, of its first part.
     pub(super) resilience: Resilience,
+    /// The payload moves.
+    pub(super) shift: Option<Shift>,
     pub(super) area_offset: u64,
     pub(super) area_size: u64,
     pub(super) previous: Side,
@@ -183,12 +189,6 @@ impl Operation {
             "forward" => Direction::Forward,
             _ => Direction::Backward,
         };
-        if let Some((id, _)) = backup(m, "backup-moved-segment")? {
-            return Err(Error::unsupported(format!(
-                "a re-encryption that moves data (segment {id}); finish it with cryptsetup reencrypt \
-                 --resume-only"
-            )));
-        }
         let needed = |flag: &str| -> Result<Side> {
             let found = backup(m, flag)?;
             let (id, segment) =
@@ -198,13 +198,35 @@ impl Operation {
         let (previous, last) = (needed("backup-previous")?, needed("backup-final")?);
         let resilience = resilience(m, slot, keyslot)?;
         check_sides(mode, &previous, &last)?;
-        let position = Position::find(m, direction, mode, [&previous, &last], data_len)?;
+        let sides = [&previous, &last];
+        let moves = is_shifted(keyslot);
+        let (shift, position) = match (moves, backup(m, "backup-moved-segment")?) {
+            (true, Some(moved)) => {
+                let how = (mode, direction);
+                let shift = Shift::parse(m, (slot, keyslot), how, sides, moved, data_len)?;
+                (Some(shift), Position::find_shifted(m, &shift, mode, sides, data_len)?)
+            }
+            (false, None) => {
+                check_places(sides)?;
+                (None, Position::find(m, direction, mode, sides, data_len)?)
+            }
+            (true, None) => {
+                return Err(Error::unsupported(
+                    "a re-encryption that moves the payload without a moved segment; finish it with \
+                     cryptsetup reencrypt --resume-only",
+                ));
+            }
+            (false, Some((id, _))) => {
+                return Err(wrong(format!("segments.{id}"), "moved", "no part of its own"));
+            }
+        };
         let op = Operation {
             slot,
             version,
             mode,
             direction,
             resilience,
+            shift,
             area_offset: keyslot.area_offset,
             area_size: keyslot.area_size,
             previous,
@@ -218,8 +240,16 @@ impl Operation {
     /// A hot zone that the area can protect (check 31).
     fn check_zone(&self) -> Result<()> {
         let hot = self.position.hot;
-        let most = match self.resilience {
-            Resilience::None => ZONE_MAX,
+        let most = match (self.resilience, &self.shift) {
+            (Resilience::None, None) => ZONE_MAX,
+            // The first part of a decryption is the one zone that the area protects.
+            (_, Some(shift)) if self.mode == Mode::Decrypt => {
+                let room = self.area_room();
+                if shift.len > room {
+                    return Err(wrong("moved segment", shift.len, format!("at most {room}")));
+                }
+                self.zone_max()
+            }
             _ => self.zone_max(),
         };
         if hot > most {
@@ -228,16 +258,42 @@ impl Operation {
         Ok(())
     }
 
-    /// Most bytes that the area protects at once.
+    /// Most bytes that are hot at once.
     pub(super) fn zone_max(&self) -> u64 {
-        let most = match self.resilience {
-            Resilience::None => 20 << 20,
-            Resilience::Journal => self.area_size,
-            Resilience::Checksum { hash, block } => {
-                (self.area_size / hash.size() as u64).saturating_mul(block)
-            }
+        let most = match (&self.shift, self.resilience) {
+            (Some(shift), _) => shift.size,
+            (None, Resilience::None) => 20 << 20,
+            (None, _) => self.area_room(),
         };
         most.min(ZONE_MAX)
+    }
+
+    /// Bytes that the area protects; none when it protects nothing.
+    fn area_room(&self) -> u64 {
+        room(self.resilience, self.area_size)
+    }
+
+    /// Where byte 0 of the payload would lie on the device if all of it lay as the old bytes of the zone at
+    /// `start` do.
+    pub(super) fn old_base(&self, start: u64) -> u64 {
+        match &self.shift {
+            Some(shift) if start < shift.len => shift.offset,
+            _ => self.previous.offset,
+        }
+    }
+
+    /// The old bytes of the zone at `start` stay where they are while it is converted.
+    pub(super) fn keeps_old(&self, start: u64) -> bool {
+        let Some(shift) = &self.shift else { return false };
+        start >= shift.len || self.mode == Mode::Encrypt
+    }
+
+    /// The type of the area, as the header and the digest have it.
+    pub(super) fn area_type(&self) -> &'static str {
+        match self.shift {
+            Some(_) => shift::area_type(self.resilience),
+            None => self.resilience.name(),
+        }
     }
 
     /// The larger encryption sector of both sides.
@@ -255,6 +311,15 @@ impl Operation {
             .collect();
         ids.dedup();
         ids
+    }
+}
+
+/// Bytes of payload that an area of `size` bytes protects.
+pub(super) fn room(resilience: Resilience, size: u64) -> u64 {
+    match resilience {
+        Resilience::None => 0,
+        Resilience::Journal => size,
+        Resilience::Checksum { hash, block } => (size / hash.size() as u64).saturating_mul(block),
     }
 }
 
@@ -301,11 +366,6 @@ fn backup<'a>(m: &'a Metadata, flag: &str) -> Result<Option<(u32, &'a Segment)>>
 }
 
 fn side(m: &Metadata, id: u32, segment: &Segment) -> Result<Side> {
-    if segment.size.is_some() {
-        return Err(Error::unsupported(format!(
-            "a volume of fixed size (segment {id}); finish it with cryptsetup reencrypt"
-        )));
-    }
     let cipher = match &segment.kind {
         SegmentKind::Linear => None,
         SegmentKind::Crypt { integrity: Some(_), .. } => {
@@ -337,10 +397,10 @@ fn side(m: &Metadata, id: u32, segment: &Segment) -> Result<Side> {
             )));
         }
     };
-    Ok(Side { segment: id, offset: segment.offset, cipher })
+    Ok(Side { segment: id, offset: segment.offset, size: segment.size, cipher })
 }
 
-/// The mode says which side is plain, and no part moves.
+/// The mode says which side is plain.
 fn check_sides(mode: Mode, previous: &Side, last: &Side) -> Result<()> {
     let kinds = (previous.cipher.is_some(), last.cipher.is_some());
     let expected = match mode {
@@ -351,17 +411,34 @@ fn check_sides(mode: Mode, previous: &Side, last: &Side) -> Result<()> {
     if kinds != expected {
         return Err(wrong("segments", "other types", format!("those of mode {}", mode.name())));
     }
-    if previous.offset != last.offset {
-        return Err(Error::unsupported(
-            "a re-encryption that moves the payload; finish it with cryptsetup reencrypt",
-        ));
-    }
     if let (Some(a), Some(b)) = (&previous.cipher, &last.cipher)
         && a.iv_tweak != b.iv_tweak
     {
         return Err(wrong("iv_tweak", b.iv_tweak, format!("{}, as before", a.iv_tweak)));
     }
     Ok(())
+}
+
+/// Without a shift both sides lie at the same place and go to the end of the device.
+fn check_places([previous, last]: [&Side; 2]) -> Result<()> {
+    for side in [previous, last] {
+        if side.size.is_some() {
+            return Err(Error::unsupported(format!(
+                "a volume of fixed size (segment {}); finish it with cryptsetup reencrypt",
+                side.segment
+            )));
+        }
+    }
+    if previous.offset != last.offset {
+        return Err(wrong("segments", last.offset, format!("a payload at {}", previous.offset)));
+    }
+    Ok(())
+}
+
+/// The area's type says that the payload moves.
+fn is_shifted(keyslot: &Keyslot) -> bool {
+    matches!(&keyslot.kind, KeyslotKind::Reencrypt { resilience, .. }
+        if resilience.starts_with("datashift"))
 }
 
 fn resilience(m: &Metadata, slot: u32, keyslot: &Keyslot) -> Result<Resilience> {
@@ -371,9 +448,9 @@ fn resilience(m: &Metadata, slot: u32, keyslot: &Keyslot) -> Result<Resilience> 
     let area = &m.json["keyslots"][slot.to_string()]["area"];
     let field = |name: &str| format!("keyslots.{slot}.area.{name}");
     match resilience.as_str() {
-        "none" => Ok(Resilience::None),
-        "journal" => Ok(Resilience::Journal),
-        "checksum" => {
+        "none" | "datashift" => Ok(Resilience::None),
+        "journal" | "datashift-journal" => Ok(Resilience::Journal),
+        "checksum" | "datashift-checksum" => {
             let name = area["hash"].as_str().unwrap_or_default();
             let hash = Hash::named(name)
                 .ok_or_else(|| wrong(field("hash"), name, "a hash that is implemented"))?;

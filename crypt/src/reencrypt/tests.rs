@@ -21,6 +21,8 @@ use crate::xts::SectorSize;
 mod crash;
 mod forged;
 mod plain;
+mod shift;
+mod two;
 mod whole;
 
 /// Where the payload of the test volumes starts: two keyslots and 12 KiB of state before it.

@@ -1,5 +1,6 @@
 //! The words of `varve crypt bench`.
 
+use super::CipherArgs;
 use crate::size::Size;
 use clap::{Args, ValueEnum};
 
@@ -17,15 +18,8 @@ pub struct CryptBench {
     /// Only this half
     #[arg(long, value_enum, value_name = "WHAT")]
     pub only: Option<BenchHalf>,
-    /// Only this cipher, as cryptsetup names it. Default: those that volumes have
-    #[arg(long, value_name = "SPEC")]
-    pub cipher: Option<String>,
-    /// Only this volume key, in bits (XTS uses two keys of half that). Default: those the cipher takes
-    #[arg(long, value_name = "BITS")]
-    pub key_size: Option<u32>,
-    /// Only this encryption sector. Default: 512 and 4096
-    #[arg(long, value_name = "SIZE")]
-    pub sector_size: Option<Size>,
+    #[command(flatten)]
+    pub cipher: CipherArgs,
     /// Bytes per request
     #[arg(long, default_value = "64k", value_name = "SIZE")]
     pub request: Size,

@@ -1,6 +1,6 @@
 //! The words of re-encryption.
 
-use super::{PbkdfArgs, StackArgs};
+use super::{CipherArgs, PbkdfArgs, StackArgs};
 use crate::size::Size;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
@@ -13,6 +13,12 @@ pub enum ResilienceArg {
     Journal,
     /// Nothing: a cut loses up to 20 MiB
     None,
+    /// The data move, and what was there is the copy (--encrypt --reduce-device-size)
+    Datashift,
+    /// The same; the first part by a hash of every block (--decrypt of a disk with its header on it)
+    DatashiftChecksum,
+    /// The same; the first part by a copy
+    DatashiftJournal,
 }
 
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,28 +33,27 @@ pub struct CryptReencrypt {
     pub image: Option<PathBuf>,
     #[command(flatten)]
     pub stack: StackArgs,
-    /// Encrypt a plain disk in place; --header names the file that gets the header
+    /// Encrypt a plain disk in place; --header names the file that gets the header, --reduce-device-size puts
+    /// it on the disk
     #[arg(long, conflicts_with_all = ["decrypt", "resume_only"])]
     pub encrypt: bool,
-    /// Make the data plain; needs a detached header (--header)
+    /// Make the data plain. --header names their detached header, or a file that is not there: then the
+    /// header on the disk is exported to it, and the data move to where the header was
     #[arg(long, conflicts_with = "resume_only")]
     pub decrypt: bool,
+    /// With --encrypt: give up this much at the end of the disk. Half becomes the header, which comes before
+    /// the data; half is needed on the way. The file system must be shorter already. 32M is usual
+    #[arg(long, value_name = "SIZE", requires = "encrypt", conflicts_with = "header")]
+    pub reduce_device_size: Option<Size>,
     /// Go on with what was interrupted, and begin nothing
     #[arg(long)]
     pub resume_only: bool,
     /// Write the metadata, and convert nothing yet
     #[arg(long, conflicts_with = "resume_only")]
     pub init_only: bool,
-    /// The new cipher. Default: aes-xts-plain64
-    #[arg(long, value_name = "SPEC")]
-    pub cipher: Option<String>,
-    /// The new volume key, in bits. Default: 512
-    #[arg(long, value_name = "BITS")]
-    pub key_size: Option<u32>,
-    /// The new encryption sector. Default: that of the volume; 512 for a plain disk
-    #[arg(long, value_name = "SIZE")]
-    pub sector_size: Option<Size>,
-    /// How a power cut is survived. Default: checksum
+    #[command(flatten)]
+    pub cipher: CipherArgs,
+    /// How a power cut is survived. Default: checksum; datashift or datashift-checksum where data move
     #[arg(long, value_enum, value_name = "HOW")]
     pub resilience: Option<ResilienceArg>,
     /// From which end. Default: forward

@@ -123,23 +123,23 @@ fn jobs(args: &CryptBench) -> anyhow::Result<Vec<Job>> {
     if args.pbkdf_memory.0 >> 10 > u64::from(varve_crypt::ARGON2_MEMORY_MAX_KIB) {
         return usage(format!("--pbkdf-memory {} is more than argon2 takes", args.pbkdf_memory));
     }
-    let sectors = match args.sector_size {
+    let sectors = match args.cipher.sector_size {
         None => vec![SectorSize::S512, SectorSize::S4096],
         Some(size) => vec![super::sector_size(size)?],
     };
     let mut jobs = Vec::new();
-    let named = args.cipher.as_deref();
+    let named = args.cipher.cipher.as_deref();
     for text in named.map_or(CIPHERS.to_vec(), |one| vec![one]) {
         let spec = CipherSpec::parse(text)?;
         spec.check_supported()?;
         for bytes in [16, 24, 32, 64].into_iter().filter(|n| spec.takes_key(*n)) {
-            let wanted = args.key_size.is_none_or(|bits| bits as usize == bytes * 8);
+            let wanted = args.cipher.key_size.is_none_or(|bits| bits as usize == bytes * 8);
             for &sector in sectors.iter().filter(|_| wanted) {
                 jobs.push(Job { spec: spec.clone(), key_bits: bytes * 8, sector });
             }
         }
     }
-    if let (true, Some(bits)) = (jobs.is_empty(), args.key_size) {
+    if let (true, Some(bits)) = (jobs.is_empty(), args.cipher.key_size) {
         return usage(format!("--key-size {bits}: no cipher here takes such a key"));
     }
     Ok(jobs)

@@ -6,19 +6,23 @@ use crate::cmd::output;
 use crate::config::{CryptConfig, SecretSource, StackConfig};
 use crate::failure::{Outcome, usage};
 use crate::stack;
+use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use std::cell::Cell;
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use varve_block::{Dyn, Rt};
 use varve_crypt::reencrypt::{
-    Devices, Direction, Ended, Mode, Progress, Protect, Reencryption, Start, start, status,
+    Devices, Direction, Ended, Mode, Progress, Protect, Reencryption, Start, export_header,
+    is_export, start, status,
 };
-use varve_crypt::{CipherSpec, Hash, Key, LuksVersion, UnlockOptions};
+use varve_crypt::{CipherSpec, Hash, Header, Key, LuksVersion, UnlockOptions};
 
 pub(super) async fn run(rt: &Rt, args: CryptReencrypt) -> anyhow::Result<Outcome> {
     if args.stack.read_only {
@@ -34,10 +38,16 @@ pub(super) async fn run(rt: &Rt, args: CryptReencrypt) -> anyhow::Result<Outcome
         }
         CryptConfig::None => (SecretSource::Prompt, None, None),
     };
-    if (args.encrypt || args.decrypt) && header.is_none() {
+    if args.encrypt && header.is_none() && args.reduce_device_size.is_none() {
         return usage(
-            "--encrypt and --decrypt keep the header in a file of its own, as the data stay where they \
-             are: name it with --header",
+            "--encrypt needs a place for the header: a file of its own (--header), or room that the disk \
+             gives up (--reduce-device-size)",
+        );
+    }
+    if args.decrypt && header.is_none() {
+        return usage(
+            "--decrypt needs --header: the file of the detached header, or a new file to which the \
+             header on the disk is exported",
         );
     }
     // Before anything is opened: a Ctrl-C must find a state that can be resumed.
@@ -50,9 +60,9 @@ pub(super) async fn run(rt: &Rt, args: CryptReencrypt) -> anyhow::Result<Outcome
     });
     let stack = stack::open(rt, &config.below_crypt()).await?;
     let done = async {
-        let devices = devices(rt, &args, header, stack.top.clone()).await?;
+        let (devices, moves) = devices(rt, &args, header, stack.top.clone()).await?;
         let options = config.allowed.options(slot);
-        work(rt, &args, &devices, &options, &secret, &stop).await
+        work(rt, &args, (&devices, moves), &options, &secret, &stop).await
     }
     .await;
     watching.cancel().await;
@@ -62,35 +72,63 @@ pub(super) async fn run(rt: &Rt, args: CryptReencrypt) -> anyhow::Result<Outcome
     say(&args, ended, progress)
 }
 
+/// Header and data, and whether a beginning would move the data.
 async fn devices(
     rt: &Rt,
     args: &CryptReencrypt,
     header: Option<PathBuf>,
     data: Dyn,
-) -> anyhow::Result<Devices<Dyn>> {
+) -> anyhow::Result<(Devices<Dyn>, bool)> {
     let Some(path) = header else {
-        return Ok(Devices { header: data.clone(), data, detached: false });
+        let moves = args.reduce_device_size.is_some();
+        return Ok((Devices { header: data.clone(), data, detached: false }, moves));
     };
     let there = path.exists();
+    if args.decrypt && !there {
+        let bytes = export_header(&data).await?;
+        save_header(&path, &bytes)?;
+    }
     let header = match args.encrypt {
         // What is there may be an encryption that was interrupted.
         true => header_device(rt, &path, LuksType::Luks2, there).await?,
         false => Dyn::new(stack::open_device(rt, &path, false).await?),
     };
     let devices = Devices { header, data, detached: true };
-    if args.encrypt && there && !is_under_way(&devices).await? {
+    if args.encrypt && there && !is_under_way(args, &devices).await? {
         return usage(format!(
             "{} is there already; --encrypt makes the header file itself",
             path.display()
         ));
     }
-    Ok(devices)
+    let moves = args.decrypt
+        && matches!(Header::read(&devices.header, None).await?,
+            Header::Luks2(h) if is_export(&h.metadata));
+    Ok((devices, moves))
 }
 
-async fn is_under_way(devices: &Devices<Dyn>) -> anyhow::Result<bool> {
+/// A file that is there whole or not at all: from now on it is the only header.
+fn save_header(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let what = || format!("cannot make header file {}", path.display());
+    let name = path.file_name().with_context(what)?.to_string_lossy();
+    let part = path.with_file_name(format!(".{name}.part"));
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&part)
+        .with_context(what)?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).with_context(what)?;
+    std::fs::rename(&part, path).with_context(what)?;
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder).and_then(|f| f.sync_all()).with_context(what)
+}
+
+async fn is_under_way(args: &CryptReencrypt, devices: &Devices<Dyn>) -> anyhow::Result<bool> {
     match status(&devices.header, &UnlockOptions::default()).await {
         Ok(state) => Ok(state.is_some()),
-        Err(varve_crypt::Error::NotLuks(_)) => Ok(false),
+        // A header that a cut kept from being whole; the beginning finds what was left for it.
+        Err(_) if args.encrypt => Ok(false),
         Err(e) => Err(e.into()),
     }
 }
@@ -98,12 +136,12 @@ async fn is_under_way(devices: &Devices<Dyn>) -> anyhow::Result<bool> {
 async fn work(
     rt: &Rt,
     args: &CryptReencrypt,
-    devices: &Devices<Dyn>,
+    (devices, moves): (&Devices<Dyn>, bool),
     options: &UnlockOptions,
     secret: &SecretSource,
     stop: &Rc<Cell<bool>>,
 ) -> anyhow::Result<(Ended, Progress)> {
-    let under_way = is_under_way(devices).await?;
+    let under_way = is_under_way(args, devices).await?;
     if !under_way && args.resume_only {
         return usage("no re-encryption of this volume is under way");
     }
@@ -116,7 +154,7 @@ async fn work(
     let secrets = secrets(args, secret, args.encrypt && !under_way)?;
     let work = match under_way {
         true => Reencryption::resume(rt, devices, options, &secrets).await?,
-        false => start(rt, devices, options, &plan(args, secrets)?).await?,
+        false => start(rt, devices, options, &plan(args, secrets, moves)?).await?,
     };
     let work = work.accepting_damage(args.accept_damage);
     let work = match args.hotzone_size {
@@ -144,9 +182,9 @@ async fn work(
 
 /// A choice that belongs to a beginning.
 fn chooses(args: &CryptReencrypt) -> bool {
-    args.cipher.is_some()
-        || args.key_size.is_some()
-        || args.sector_size.is_some()
+    args.cipher.cipher.is_some()
+        || args.cipher.key_size.is_some()
+        || args.cipher.sector_size.is_some()
         || args.resilience.is_some()
         || args.direction.is_some()
         || args.init_only
@@ -173,28 +211,47 @@ fn secrets(
     Ok(secrets)
 }
 
-fn plan(args: &CryptReencrypt, secrets: Vec<Arc<Key>>) -> anyhow::Result<Start> {
+fn plan(args: &CryptReencrypt, secrets: Vec<Arc<Key>>, moves: bool) -> anyhow::Result<Start> {
     let mut plan = Start::new(secrets, pbkdf::protection(&args.pbkdf, LuksVersion::Luks2)?);
     plan.mode = match (args.encrypt, args.decrypt) {
         (true, _) => Mode::Encrypt,
         (_, true) => Mode::Decrypt,
         _ => Mode::Reencrypt,
     };
+    if moves && args.direction.is_some() {
+        return usage("data that move can be done from one end only: leave --direction out");
+    }
     if args.direction == Some(DirectionArg::Backward) {
         plan.direction = Direction::Backward;
     }
-    plan.protect = match args.resilience {
-        Some(ResilienceArg::None) => Protect::None,
-        Some(ResilienceArg::Journal) => Protect::Journal,
-        Some(ResilienceArg::Checksum) | None => Protect::Checksum(Hash::Sha256),
-    };
-    if let Some(cipher) = &args.cipher {
+    plan.protect = protect(args, moves)?;
+    plan.reduce = args.reduce_device_size.map(|size| size.0);
+    if let Some(cipher) = &args.cipher.cipher {
         plan.cipher = CipherSpec::parse(cipher)?;
     }
-    plan.key_bits = args.key_size.unwrap_or(plan.key_bits);
-    plan.sector_size = args.sector_size.map(sector_size).transpose()?;
+    plan.key_bits = args.cipher.key_size.unwrap_or(plan.key_bits);
+    plan.sector_size = args.cipher.sector_size.map(sector_size).transpose()?;
     plan.drop_other_keys = args.drop_other_keys;
     Ok(plan)
+}
+
+/// What is said must fit what is done: a resilience that does nothing would be a promise not kept.
+fn protect(args: &CryptReencrypt, moves: bool) -> anyhow::Result<Protect> {
+    use ResilienceArg::{Checksum, Datashift, DatashiftChecksum, DatashiftJournal, Journal, None};
+    let checksum = Protect::Checksum(Hash::Sha256);
+    let Some(said) = args.resilience else { return Ok(checksum) };
+    match (said, moves, args.encrypt) {
+        (Datashift, true, true) => Ok(Protect::None),
+        (DatashiftChecksum, true, false) | (Checksum, false, _) => Ok(checksum),
+        (DatashiftJournal, true, false) | (Journal, false, _) => Ok(Protect::Journal),
+        (None, false, _) => Ok(Protect::None),
+        (_, true, true) => usage("data that move to make room have --resilience datashift"),
+        (_, true, false) => usage(
+            "data that move to where the header was have --resilience datashift-checksum or \
+             datashift-journal",
+        ),
+        (_, false, _) => usage("--resilience datashift is for data that move"),
+    }
 }
 
 fn bar(progress: Progress, quiet: bool) -> ProgressBar {

@@ -1,0 +1,228 @@
+//! Payloads that move: encryption with the header on the disk, and decryption that takes it away.
+
+use super::two::{self, Logged, each_cut};
+use super::*;
+use crate::hash::Hash;
+
+type Events = Vec<(usize, two::Event)>;
+
+/// By how much the payload moves; header and keyslots need 288 KiB.
+const SHIFT: usize = 384 << 10;
+const ZONE: u64 = 160 << 10;
+
+fn encrypt_plan() -> Start {
+    Start {
+        mode: Mode::Encrypt,
+        reduce: Some(2 * SHIFT as u64),
+        sector_size: SectorSize::new(4096),
+        ..plan()
+    }
+}
+
+fn decrypt_plan(protect: Protect) -> Start {
+    Start { mode: Mode::Decrypt, protect, ..plan() }
+}
+
+fn devices(pair: &[Logged; 2], detached: bool) -> Devices<Logged> {
+    let [header, data] = pair.clone();
+    Devices { header: if detached { header } else { data.clone() }, data, detached }
+}
+
+/// What the operator does: the same command, again and again.
+async fn again(rt: &Rt, devices: &Devices<Logged>, plan: &Start) -> Result<Ended> {
+    let under_way = match status(&devices.header, &options()).await {
+        Ok(state) => state.is_some(),
+        // A header that was being written; the beginning of the work knows more.
+        Err(_) if plan.mode == Mode::Encrypt => false,
+        Err(e) => return Err(e),
+    };
+    let work = match under_way {
+        true => Reencryption::resume(rt, devices, &options(), &[key(SECRET)]).await?,
+        false => start(rt, devices, &options(), plan).await?,
+    };
+    work.with_zone(ZONE)?.run(&mut |_| ControlFlow::Continue(())).await
+}
+
+fn run_on(
+    images: &[Vec<u8>; 2],
+    detached: bool,
+    plan: &Start,
+) -> (Result<Ended>, [Vec<u8>; 2], Events) {
+    let pair = two::two(images);
+    let (devices, plan) = (devices(&pair, detached), plan.clone());
+    let ended = Sim::new(3).run(|rt| async move { again(&rt, &devices, &plan).await });
+    (ended, [pair[0].image(), pair[1].image()], pair[0].take())
+}
+
+/// The header says that nothing is under way.
+fn is_ordinary(image: &[u8]) -> bool {
+    Header::parse(image, image.len() as u64, None)
+        .is_ok_and(|h| matches!(h, Header::Luks2(h) if h.metadata.config.requirements.is_empty()))
+}
+
+fn opened(image: &[u8]) -> Vec<u8> {
+    let disk = Mem::from_bytes(image);
+    let volume = Sim::new(1)
+        .run(|rt| async move { unlock(&rt, &disk, &options(), &key(SECRET)).await })
+        .unwrap();
+    let mut data = image[SHIFT..].to_vec();
+    volume.segments[0].xts.decrypt(0, &mut data);
+    data
+}
+
+/// A plain disk of so many bytes before what the reduction takes.
+fn plain_disk(len: usize) -> (Vec<u8>, [Vec<u8>; 2]) {
+    let plain = noise(len);
+    let mut disk = plain.clone();
+    disk.resize(len + 2 * SHIFT, 0xee);
+    (plain, [vec![0; 512], disk])
+}
+
+#[test]
+fn a_plain_disk_gets_its_header_before_its_data() {
+    // The shift, odd ends, several zones.
+    for len in [384 << 10, 388 << 10, 1000 << 10, 1300 << 10] {
+        let (plain, before) = plain_disk(len);
+        let (ended, after, _) = run_on(&before, false, &encrypt_plan());
+        assert_eq!(ended.unwrap(), Ended::Finished);
+        let h = header(&after[1]);
+        assert_eq!((h.metadata.segments.len(), h.metadata.digests.len()), (1, 1));
+        assert_eq!(h.metadata.segments[&0].offset, SHIFT as u64);
+        assert!(opened(&after[1])[..len] == plain, "{len}");
+        assert!(after[1].windows(64).all(|w| !plain[..64].starts_with(w)), "no plain copy is left");
+    }
+}
+
+/// A volume whose payload begins behind its header, and its header as a file.
+fn volume_and_header(plain: &[u8]) -> [Vec<u8>; 2] {
+    let disk = volume(plain, 512);
+    let held = Mem::from_bytes(&disk);
+    let file = Sim::new(1).run(|_| async move { export_header(&held).await }).unwrap();
+    [file.to_vec(), disk]
+}
+
+#[test]
+fn a_volume_loses_its_header_and_its_data_move_back() {
+    for len in [4096, 200 << 10, 576 << 10, 580 << 10, 1300 << 10] {
+        let plain = noise(len);
+        for protect in [Protect::Checksum(Hash::Sha256), Protect::Journal] {
+            let before = volume_and_header(&plain);
+            let (ended, after, _) = run_on(&before, true, &decrypt_plan(protect));
+            assert_eq!(ended.unwrap(), Ended::Finished);
+            assert!(after[1][..len] == plain, "{len} {protect:?}");
+            assert!(header(&after[0]).metadata.keyslots.is_empty());
+        }
+    }
+}
+
+/// C26: a cut at every write, also of the beginning, and the same command again.
+#[test]
+fn a_cut_anywhere_of_an_encryption_loses_nothing() {
+    for len in [1000 << 10, 420 << 10] {
+        let (plain, before) = plain_disk(len);
+        let (ended, _, events) = run_on(&before, false, &encrypt_plan());
+        assert_eq!(ended.unwrap(), Ended::Finished);
+        let mut counts = [0; 3];
+        each_cut(&before, &events, 61, |cut| {
+            let kind = match status_of(&cut[1]) {
+                None => 0,
+                Some(false) => 1,
+                Some(true) => 2,
+            };
+            counts[kind] += 1;
+            if is_ordinary(&cut[1]) {
+                assert!(opened(&cut[1])[..len] == plain);
+                return;
+            }
+            let (ended, after, _) = run_on(cut, false, &encrypt_plan());
+            assert_eq!(ended.unwrap(), Ended::Finished);
+            assert!(opened(&after[1])[..len] == plain, "{counts:?}");
+        });
+        assert!(counts.iter().all(|&n| n > 10), "no header, clean, hot: {counts:?}");
+    }
+}
+
+#[test]
+fn a_cut_anywhere_of_a_decryption_loses_nothing() {
+    for protect in [Protect::Checksum(Hash::Sha256), Protect::Journal] {
+        let plain = noise(1000 << 10);
+        let before = volume_and_header(&plain);
+        let (ended, _, events) = run_on(&before, true, &decrypt_plan(protect));
+        assert_eq!(ended.unwrap(), Ended::Finished);
+        let (mut begun, mut hot) = (0, 0);
+        each_cut(&before, &events, 61, |cut| {
+            match status_of(&cut[0]) {
+                Some(true) => hot += 1,
+                _ => begun += 1,
+            }
+            if header(&cut[0]).metadata.keyslots.is_empty()
+                || (is_ordinary(&cut[0]) && !is_export(&header(&cut[0]).metadata))
+            {
+                assert!(cut[1][..plain.len()] == plain);
+                return;
+            }
+            let (ended, after, _) = run_on(cut, true, &decrypt_plan(protect));
+            assert_eq!(ended.unwrap(), Ended::Finished);
+            assert!(after[1][..plain.len()] == plain, "{protect:?} {begun} {hot}");
+        });
+        assert!(begun > 20 && hot > 20, "{begun} {hot}");
+    }
+}
+
+/// A readable header: whether it has a hot zone.
+fn status_of(image: &[u8]) -> Option<bool> {
+    match Header::parse(image, image.len() as u64, None).ok()? {
+        Header::Luks2(h) => Some(h.metadata.regular_segments().any(|(_, s)| state::is_hot(s))),
+        Header::Luks1(_) => None,
+    }
+}
+
+#[test]
+fn what_cannot_be_done_is_refused_without_a_write() {
+    let (_, before) = plain_disk(400 << 10);
+    let volume = volume(&noise(800 << 10), 512);
+    for (disk, reduce, what) in [
+        (&before[1], 0, "multiple of 8192"),
+        (&before[1], 4096 * 3, "multiple of 8192"),
+        (&before[1], 1 << 30, "at least"),
+        (&before[1], 64 << 10, "keyslots size"),
+        (&volume, 2 * SHIFT as u64, "LUKS header"),
+    ] {
+        let pair = two::two(&[vec![0; 512], disk.clone()]);
+        let plan = Start { reduce: Some(reduce), ..encrypt_plan() };
+        let devices = devices(&pair, false);
+        let refused = Sim::new(9)
+            .run(|rt| async move { start(&rt, &devices, &options(), &plan).await.map(drop) })
+            .unwrap_err()
+            .to_string();
+        assert!(refused.contains(what), "{refused}");
+        assert!(!pair[1].has_written(), "{refused}");
+    }
+    let before = volume_and_header(&noise(400 << 10));
+    let (refused, after, _) = run_on(&before, true, &decrypt_plan(Protect::None));
+    assert!(refused.unwrap_err().to_string().contains("datashift-checksum"));
+    assert!(after == before);
+}
+
+/// A wrong secret for a header that a cut kept from its place: nothing goes over the plain data.
+#[test]
+fn a_record_of_a_cut_beginning_needs_its_own_secret() {
+    let (_, before) = plain_disk(400 << 10);
+    let (_, _, events) = run_on(&before, false, &encrypt_plan());
+    let mut seen = 0;
+    each_cut(&before, &events, 10_000, |cut| {
+        if status_of(&cut[1]).is_some() || cut[1][..512] != before[1][..512] {
+            return;
+        }
+        let pair = two::two(cut);
+        let (devices, plan) = (devices(&pair, false), encrypt_plan());
+        let plan = Start { secrets: vec![key("another")], ..plan };
+        let began = Sim::new(9)
+            .run(|rt| async move { start(&rt, &devices, &options(), &plan).await.map(drop) });
+        if matches!(began, Err(Error::WrongKey { .. })) {
+            assert!(!pair[1].has_written());
+            seen += 1;
+        }
+    });
+    assert!(seen > 0);
+}
