@@ -38,6 +38,7 @@ mod attached;
 mod convert;
 mod digest;
 mod keys;
+mod online;
 mod plan;
 mod position;
 mod recover;
@@ -48,11 +49,13 @@ mod start;
 mod state;
 
 pub use attached::{export_header, is_export};
+pub use online::{Online, is_hot};
 pub use plan::{Protect, Start};
 pub use run::{Devices, Ended, Progress, Reencryption, status};
 pub use start::start;
 pub use state::{Direction, Mode, Status};
 
+pub(crate) use online::open;
 pub(crate) use state::describe;
 
 #[cfg(test)]

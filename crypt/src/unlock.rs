@@ -29,6 +29,8 @@ pub struct UnlockOptions {
     pub allow_weak_key: bool,
     /// Which code computes AES.
     pub engine: Engine,
+    /// Open a volume in the middle of a re-encryption, too.
+    pub under_way: bool,
 }
 
 /// What a secret opens, without opening it.
@@ -73,6 +75,12 @@ async fn unlock_over<H: BlockDevice>(
     secret: &Arc<Key>,
 ) -> Result<Volume> {
     let header = Header::read(header_device, options.header_copy).await?;
+    if let (true, Header::Luks2(h)) = (options.under_way, &header)
+        && crate::reencrypt::describe(&h.metadata).is_some()
+    {
+        return crate::reencrypt::open(rt, header_device, h, data_len, detached, options, secret)
+            .await;
+    }
     header.check_activatable()?;
     let (verified, _) = try_slots(rt, header_device, &header, options, secret).await?;
     header.map(

@@ -110,6 +110,23 @@ impl Volume {
         notes
     }
 
+    /// The same volume, laid out anew. The key stays where it is: in the segments.
+    pub(crate) fn with_segments(&self, segments: Vec<Mapping>) -> Volume {
+        Volume {
+            kind: self.kind,
+            uuid: self.uuid.clone(),
+            label: self.label.clone(),
+            cipher: self.cipher.clone(),
+            sector_size: self.sector_size,
+            segments,
+            seal: None,
+            flags: self.flags.clone(),
+            slot: None,
+            key: Key::zeroed(0),
+            notes: self.notes.clone(),
+        }
+    }
+
     /// The segment that holds the whole of `range`, which is the usual case.
     #[inline]
     pub(crate) fn whole(&self, range: Extent) -> Option<&Mapping> {

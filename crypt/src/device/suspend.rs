@@ -17,7 +17,6 @@ use varve_block::{ErrorKind, Extent, Op, Rt};
 use super::{Crypt, Io, VolumeHandle};
 use crate::error::{Error, Result};
 use crate::hash::Hash;
-use crate::key::Key;
 use crate::volume::Volume;
 use crate::xts::Xts;
 
@@ -67,19 +66,7 @@ impl Volume {
 
     /// What everybody may know of a volume.
     fn without_key(&self) -> Volume {
-        Volume {
-            kind: self.kind,
-            uuid: self.uuid.clone(),
-            label: self.label.clone(),
-            cipher: self.cipher.clone(),
-            sector_size: self.sector_size,
-            segments: Vec::new(),
-            seal: None,
-            flags: self.flags.clone(),
-            slot: None,
-            key: Key::zeroed(0),
-            notes: self.notes.clone(),
-        }
+        self.with_segments(Vec::new())
     }
 }
 
@@ -108,6 +95,11 @@ impl VolumeHandle {
             rt.sleep(LOOK).await;
         }
         Ok(suspended)
+    }
+
+    /// Answers every request with an error from now on: what is below cannot be trusted with more.
+    pub(crate) fn stop(&self) {
+        self.0.store(Arc::new(self.get().without_key()));
     }
 
     /// Puts the keys back.

@@ -42,6 +42,15 @@ impl Codec {
         Codec { old: None, new: None }
     }
 
+    /// Schedule of the old side's key, and what is added to its sectors.
+    pub(super) fn old_side(&self) -> Option<&(Arc<Xts>, u64)> {
+        self.old.as_ref()
+    }
+
+    pub(super) fn new_side(&self) -> Option<&(Arc<Xts>, u64)> {
+        self.new.as_ref()
+    }
+
     fn xts(c: &SideCipher, key: &Key, allow_weak_key: bool) -> Result<Xts> {
         let params = XtsParams {
             engine: Engine::Auto,

@@ -11,7 +11,6 @@ use super::position::{Position, extent};
 use super::state::{Mode, Operation, Resilience, Status, describe, reencrypt_slot};
 use super::{digest, keys, segments};
 use crate::error::{Error, Result};
-use crate::format::luks2::Luks2;
 use crate::header::Header;
 use crate::io::Fill;
 use crate::key::Key;
@@ -54,7 +53,7 @@ pub struct Reencryption<D> {
     pub(super) accept_damage: bool,
     /// The digest was verified with all keys.
     proven: bool,
-    zone: u64,
+    pub(super) zone: u64,
 }
 
 /// What the header says about a re-encryption under way, without believing it.
@@ -85,7 +84,7 @@ impl<D: BlockDevice + Clone> Reencryption<D> {
         let keys = match keys::open_all(rt, device, h, &ids, options, secrets).await {
             // Only the header is left to do, and the old key may be gone.
             Err(Error::WrongKey { .. })
-                if op.position.is_finished() && old_key_may_be_gone(h, &op) =>
+                if op.position.is_finished() && op.mode != Mode::Encrypt =>
             {
                 ids.remove(0);
                 keys::open_all(rt, device, h, &ids, options, secrets).await?
@@ -196,11 +195,7 @@ impl<D: BlockDevice + Clone> Reencryption<D> {
         mut self,
         watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Ended> {
-        if self.op.position.hot > 0 {
-            self.recover().await?;
-            let next = self.op.position.advance();
-            self.commit(next).await?;
-        }
+        self.settle().await?;
         loop {
             let progress = self.progress();
             if watch(progress).is_break() && !self.op.position.is_finished() {
@@ -212,6 +207,19 @@ impl<D: BlockDevice + Clone> Reencryption<D> {
             }
             self.step().await?;
         }
+    }
+
+    /// Finishes a zone that a cut interrupted, and nothing else: the volume can be opened then.
+    ///
+    /// # Errors
+    /// As [`Reencryption::run`].
+    pub async fn settle(&mut self) -> Result<()> {
+        if self.op.position.hot > 0 {
+            self.recover().await?;
+            let next = self.op.position.advance();
+            self.commit(next).await?;
+        }
+        Ok(())
     }
 
     /// One zone.
@@ -238,7 +246,7 @@ impl<D: BlockDevice + Clone> Reencryption<D> {
     }
 
     /// Puts into the area what recovery will need, durably.
-    async fn protect(
+    pub(super) async fn protect(
         &mut self,
         parts: Vec<super::convert::Part>,
     ) -> Result<Vec<super::convert::Part>> {
@@ -273,7 +281,7 @@ impl<D: BlockDevice + Clone> Reencryption<D> {
     }
 
     /// The header says `position`, durably.
-    async fn commit(&mut self, position: Position) -> Result<()> {
+    pub(super) async fn commit(&mut self, position: Position) -> Result<()> {
         let op = &self.op;
         self.editor
             .update(|draft| {
@@ -290,7 +298,7 @@ impl<D: BlockDevice + Clone> Reencryption<D> {
 
     /// All data are under the new key: the header becomes an ordinary one, and then the old key goes. A
     /// cut in between leaves slots that belong to no segment.
-    async fn finish(&mut self) -> Result<()> {
+    pub(super) async fn finish(&mut self) -> Result<()> {
         self.wipe_leftovers().await?;
         let op = &self.op;
         let old = op.previous.cipher.as_ref().map(|c| c.digest);
@@ -306,6 +314,10 @@ impl<D: BlockDevice + Clone> Reencryption<D> {
             })
             .await?;
         let Some(old) = old.filter(|old| Some(*old) != new) else { return Ok(()) };
+        if !self.proven && new.is_none() {
+            // No key has shown that this header is true: none is destroyed on its word.
+            return Ok(());
+        }
         let m = &self.editor.header().metadata;
         let slots = m.digests.get(&old).map(|d| d.keyslots.clone()).unwrap_or_default();
         for slot in &slots {
@@ -342,18 +354,6 @@ impl<D: BlockDevice> Reencryption<D> {
         };
         crate::io::fill(device, extent(0, at, len), Fill::Random).await?;
         Ok(device.flush().await?)
-    }
-}
-
-/// The reference destroys the old keyslots before it clears the header.
-fn old_key_may_be_gone(h: &Luks2, op: &Operation) -> bool {
-    match op.mode {
-        Mode::Reencrypt => true,
-        Mode::Encrypt => false,
-        Mode::Decrypt => {
-            let gone = |id| h.metadata.digests.get(id).is_none_or(|d| d.keyslots.is_empty());
-            op.digests().iter().all(gone)
-        }
     }
 }
 

@@ -20,6 +20,7 @@ use crate::xts::SectorSize;
 
 mod crash;
 mod forged;
+mod online;
 mod plain;
 mod shift;
 mod two;

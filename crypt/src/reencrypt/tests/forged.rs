@@ -5,7 +5,7 @@ use crate::format::metadata::SegmentKind;
 use serde_json::{Value, json};
 
 /// The image with another tree in both copies, checksums right. `None`: the tree is no header at all.
-fn with_tree(image: &[u8], edit: impl FnOnce(&mut Value)) -> Option<Vec<u8>> {
+pub(super) fn with_tree(image: &[u8], edit: impl FnOnce(&mut Value)) -> Option<Vec<u8>> {
     let h = header(image);
     let mut tree = h.metadata.json.clone();
     edit(&mut tree);

@@ -3,6 +3,7 @@
 use super::two::{self, Logged, each_cut};
 use super::*;
 use crate::hash::Hash;
+use serde_json::{Value, json};
 
 type Events = Vec<(usize, two::Event)>;
 
@@ -225,4 +226,121 @@ fn a_record_of_a_cut_beginning_needs_its_own_secret() {
         }
     });
     assert!(seen > 0);
+}
+
+type Edit = Box<dyn Fn(&mut Value)>;
+
+/// Edits of what is particular to a payload that moves.
+fn edits() -> Vec<(&'static str, Edit)> {
+    let area = |field: &'static str, value: Value| -> Edit {
+        Box::new(move |t: &mut Value| {
+            for (_, slot) in t["keyslots"].as_object_mut().unwrap() {
+                if slot["type"] == "reencrypt" {
+                    slot["area"][field] = value.clone();
+                }
+            }
+        })
+    };
+    let flagged = |flag: &'static str, field: &'static str, value: Value| -> Edit {
+        Box::new(move |t: &mut Value| {
+            for (_, segment) in t["segments"].as_object_mut().unwrap() {
+                if segment["flags"][0] == flag {
+                    segment[field] = value.clone();
+                }
+            }
+        })
+    };
+    let slot = |field: &'static str, value: Value| -> Edit {
+        Box::new(move |t: &mut Value| {
+            for (_, slot) in t["keyslots"].as_object_mut().unwrap() {
+                if slot["type"] == "reencrypt" {
+                    slot[field] = value.clone();
+                }
+            }
+        })
+    };
+    let first = |field: &'static str, value: Value| -> Edit {
+        Box::new(move |t: &mut Value| t["segments"]["0"][field] = value.clone())
+    };
+    vec![
+        ("shift", area("shift_size", json!("4096"))),
+        ("shift", area("shift_size", json!("0"))),
+        ("shift", area("shift_size", json!("18446744073709547520"))),
+        ("shift", area("shift_size", json!(393_216))),
+        ("no shift", area("type", json!("checksum"))),
+        ("no shift", area("type", json!("journal"))),
+        ("other resilience", area("type", json!("datashift-journal"))),
+        ("direction", slot("direction", json!("forward"))),
+        ("direction", slot("direction", json!("backward"))),
+        ("mode", slot("mode", json!("reencrypt"))),
+        ("moved offset", flagged("backup-moved-segment", "offset", json!("4096"))),
+        ("moved offset", flagged("backup-moved-segment", "offset", json!("18446744073709547520"))),
+        ("moved size", flagged("backup-moved-segment", "size", json!("4096"))),
+        ("moved size", flagged("backup-moved-segment", "size", json!("dynamic"))),
+        ("not moved", flagged("backup-moved-segment", "flags", json!(["backup-something"]))),
+        ("previous offset", flagged("backup-previous", "offset", json!("8192"))),
+        ("previous size", flagged("backup-previous", "size", json!("819200"))),
+        ("final offset", flagged("backup-final", "offset", json!("8192"))),
+        ("final size", flagged("backup-final", "size", json!("819200"))),
+        ("hot size", flagged("in-reencryption", "size", json!("4096"))),
+        ("hot offset", flagged("in-reencryption", "offset", json!("1048576"))),
+        ("first part size", first("size", json!("8192"))),
+        ("first part offset", first("offset", json!("12288"))),
+        (
+            "requirement",
+            Box::new(|t: &mut Value| {
+                let now = &mut t["config"]["requirements"]["mandatory"];
+                let other = now[0] == "online-reencrypt-v3";
+                *now = json!([if other { "online-reencrypt-v2" } else { "online-reencrypt-v3" }]);
+            }),
+        ),
+    ]
+}
+
+/// C27: what no correct run leaves is refused before the first write.
+#[test]
+fn forged_metadata_of_a_moving_payload_are_refused() {
+    let (_, disk) = plain_disk(1000 << 10);
+    let volume = volume_and_header(&noise(1000 << 10));
+    let checksum = Protect::Checksum(Hash::Sha256);
+    for (before, detached, plan) in
+        [(disk, false, encrypt_plan()), (volume, true, decrypt_plan(checksum))]
+    {
+        let at = usize::from(!detached);
+        let (_, _, events) = run_on(&before, detached, &plan);
+        let mut bases: [Option<[Vec<u8>; 2]>; 2] = [None, None];
+        each_cut(&before, &events, 61, |cut| {
+            let Some(hot) = status_of(&cut[at]) else { return };
+            let h = header(&cut[at]);
+            let begun = state::reencrypt_slot(&h.metadata).is_some();
+            if begun && h.metadata.regular_segments().count() >= 3 {
+                bases[usize::from(hot)].get_or_insert_with(|| cut.clone());
+            }
+        });
+        let mut refusals = 0;
+        for base in bases.iter().flatten() {
+            for (what, edit) in edits() {
+                let Some(forged) = super::forged::with_tree(&base[at], |t| edit(t)) else {
+                    refusals += 1;
+                    continue;
+                };
+                if header(&forged).metadata.json == header(&base[at]).metadata.json {
+                    continue;
+                }
+                let mut images = base.clone();
+                images[at] = forged;
+                let pair = two::two(&images);
+                let devices = devices(&pair, detached);
+                let refused = Sim::new(3).run(|rt| async move {
+                    let secrets = [key(SECRET)];
+                    let work = Reencryption::resume(&rt, &devices, &options(), &secrets).await?;
+                    work.run(&mut |_| ControlFlow::Continue(())).await
+                });
+                assert!(refused.is_err(), "{what}");
+                assert!(!pair[0].has_written(), "{what}");
+                refusals += 1;
+            }
+        }
+        assert!(bases.iter().all(Option::is_some) && refusals > 30, "{refusals}");
+    }
 }
