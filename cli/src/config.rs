@@ -47,6 +47,8 @@ pub(crate) struct StackConfig {
     pub read_only: bool,
     pub allow_stale: bool,
     pub volume: Option<uuid::Uuid>,
+    /// The key may change while it is served.
+    pub live: bool,
 }
 
 /// The keys of a stack file: those of the flags, with underscores.
@@ -266,6 +268,7 @@ impl StackConfig {
             read_only: args.read_only,
             allow_stale: args.allow_stale,
             volume: args.volume,
+            live: false,
         })
     }
 

@@ -4,12 +4,18 @@
 //! status                 ok running | ok suspended
 //! suspend                ok suspended
 //! resume N, then N bytes ok running        the bytes are the passphrase or the content of the key file
+//! reencrypt JSON, bytes  ok running        the words of the command and the lengths of the secrets that follow
+//! progress               ok JSON           how far that is
+//! halt                   ok running        it ends after its zone
 //! anything else          error TEXT
 //! ```
 //!
 //! One command per connection, one connection at a time. The socket is for its owner only: whoever may
 //! connect may stop all I/O. A secret that came through it is overwritten once it was tried.
 
+mod job;
+
+use crate::cmd::crypt::Order;
 use crate::stack::{self, LiveCrypt, Stack};
 use anyhow::{Context, bail};
 use std::cell::RefCell;
@@ -25,8 +31,12 @@ use varve_block::{BlockDevice, BufPool, Dyn, ExportShared, IoBuf, Rt};
 use varve_crypt::{KEY_FILE_MAX, Key, Suspended};
 use zeroize::Zeroize;
 
-/// Longest command line.
-const LINE_MAX: usize = 64;
+use job::Job;
+
+/// Longest command line: the words of a re-encryption.
+const LINE_MAX: usize = 16 << 10;
+/// Most secrets of one command.
+const SECRETS_MAX: usize = 32;
 /// How long a client may take to say what it wants.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// After an accept that failed, before the next.
@@ -45,6 +55,8 @@ struct State {
     crypt: Option<LiveCrypt>,
     /// There while suspended. The requests are held by it.
     suspended: RefCell<Option<(Suspended, Quiet)>>,
+    /// The last re-encryption.
+    job: RefCell<Option<Rc<Job>>>,
 }
 
 /// Lets held requests go when the server stops. The key stays away, so they end with an error.
@@ -52,6 +64,14 @@ struct State {
 pub(crate) struct Release(Rc<State>);
 
 impl Release {
+    /// Ends a re-encryption after its zone: the stack must not go away under it.
+    pub(crate) async fn settle(&self, rt: &Rt) {
+        let job = self.0.job.borrow().clone();
+        if let Some(job) = job {
+            job.end(rt).await;
+        }
+    }
+
     pub(crate) fn now(self) {
         self.0.suspended.borrow_mut().take();
     }
@@ -74,6 +94,7 @@ impl Control {
             top: stack.top.clone(),
             crypt: stack.crypt.clone(),
             suspended: RefCell::default(),
+            job: RefCell::default(),
         };
         Ok(Control { rt: rt.clone(), listener, state: Rc::new(state) })
     }
@@ -116,18 +137,53 @@ enum Command {
     Status,
     Suspend,
     Resume(Key),
+    Reencrypt(Order, Vec<Arc<Key>>),
+    Progress,
+    Halt,
 }
 
 impl State {
-    async fn obey(&self, rt: &Rt, command: Command) -> anyhow::Result<&'static str> {
-        match command {
-            Command::Status => Ok(match self.suspended.borrow().is_some() {
+    async fn obey(&self, rt: &Rt, command: Command) -> anyhow::Result<String> {
+        let state = match command {
+            Command::Status => match self.suspended.borrow().is_some() {
                 true => "suspended",
                 false => "running",
-            }),
-            Command::Suspend => self.suspend(rt).await,
-            Command::Resume(secret) => self.resume(rt, secret).await,
+            },
+            Command::Suspend => self.suspend(rt).await?,
+            Command::Resume(secret) => self.resume(rt, secret).await?,
+            Command::Reencrypt(order, secrets) => self.reencrypt(rt, order, secrets).await?,
+            Command::Progress => {
+                return Ok(serde_json::to_string(&Job::report(self.job.borrow().as_ref()))?);
+            }
+            Command::Halt => {
+                self.job.borrow().iter().for_each(|job| job.halt());
+                "running"
+            }
+        };
+        Ok(state.to_owned())
+    }
+
+    fn is_reencrypting(&self) -> bool {
+        self.job.borrow().as_ref().is_some_and(|job| job.is_running())
+    }
+
+    async fn reencrypt(
+        &self,
+        rt: &Rt,
+        order: Order,
+        secrets: Vec<Arc<Key>>,
+    ) -> anyhow::Result<&'static str> {
+        let crypt = self.crypt()?;
+        if self.suspended.borrow().is_some() {
+            bail!("the volume is suspended");
         }
+        if self.is_reencrypting() {
+            bail!("a re-encryption is running already");
+        }
+        let job = Job::start(rt, crypt, order, secrets).await?;
+        *self.job.borrow_mut() = Some(job);
+        tracing::info!("the volume is being re-encrypted");
+        Ok("running")
     }
 
     fn crypt(&self) -> anyhow::Result<&LiveCrypt> {
@@ -138,6 +194,9 @@ impl State {
         let crypt = self.crypt()?;
         if self.suspended.borrow().is_some() {
             bail!("the volume is suspended already");
+        }
+        if self.is_reencrypting() {
+            bail!("a re-encryption is running, and it needs the keys: stop it first");
         }
         let quiet = self.export.quiesce().await;
         if !self.top.geometry().read_only {
@@ -180,13 +239,29 @@ async fn read_command(stream: &Stream) -> anyhow::Result<Command> {
     match line.split_once(' ').unwrap_or((&line, "")) {
         ("status", "") => Ok(Command::Status),
         ("suspend", "") => Ok(Command::Suspend),
+        ("progress", "") => Ok(Command::Progress),
+        ("halt", "") => Ok(Command::Halt),
+        ("reencrypt", order) => {
+            let order: Order = serde_json::from_str(order).context("an order without sense")?;
+            let fits = |n: &u64| *n <= KEY_FILE_MAX;
+            if order.secrets.len() > SECRETS_MAX || !order.secrets.iter().all(fits) {
+                bail!("at most {SECRETS_MAX} secrets of {KEY_FILE_MAX} bytes");
+            }
+            let mut secrets = Vec::new();
+            for &len in &order.secrets {
+                secrets.push(Arc::new(read_secret(stream, usize::try_from(len)?).await?));
+            }
+            Ok(Command::Reencrypt(order, secrets))
+        }
         ("resume", n) => {
             let Some(n) = n.parse().ok().filter(|n: &u64| *n <= KEY_FILE_MAX) else {
                 bail!("resume takes the length of a secret, at most {KEY_FILE_MAX} bytes");
             };
             Ok(Command::Resume(read_secret(stream, usize::try_from(n)?).await?))
         }
-        _ => bail!("no such command: there are status, suspend and resume"),
+        _ => bail!(
+            "no such command: there are status, suspend, resume, reencrypt, progress and halt"
+        ),
     }
 }
 

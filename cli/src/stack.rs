@@ -12,11 +12,14 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use varve_block::dev::{FileDevice, FileOptions, Window};
+use varve_block::sync::RangeLock;
 use varve_block::{BlockDevice, BufPool, Dyn, Extent, Rt, Sector, Sectors};
 use varve_cache::format::{BackingState, BackingSuper, CacheMode, DeviceFacts, Superblock};
 use varve_cache::{Cache, CacheView, OpenOptions};
+use varve_crypt::reencrypt::{Devices, Reencryption, is_hot};
 use varve_crypt::{
-    Crypt, CryptOptions, Key, MapOptions, PlainSpec, Replayed, Sealed, Volume, VolumeHandle,
+    Crypt, CryptOptions, Key, MapOptions, PlainSpec, Replayed, Sealed, UnlockOptions, Volume,
+    VolumeHandle, VolumeKind,
 };
 
 /// Memory of the encryption layer: what requests whose buffers are shared are encrypted into.
@@ -32,8 +35,17 @@ pub(crate) type LiveSealed = Rc<Sealed<Dyn>>;
 #[derive(Clone)]
 pub(crate) struct LiveCrypt {
     pub(crate) handle: VolumeHandle,
+    /// What requests take for reading, where the key may change under them.
+    pub(crate) ranges: Option<RangeLock>,
     below: Dyn,
     config: StackConfig,
+}
+
+impl LiveCrypt {
+    /// Header and data, to be changed.
+    pub(crate) async fn devices(&self, rt: &Rt) -> anyhow::Result<Devices<Dyn>> {
+        devices(rt, &self.config, &self.below, false).await
+    }
 }
 
 /// An open stack.
@@ -91,7 +103,11 @@ pub(crate) async fn open(rt: &Rt, config: &StackConfig) -> anyhow::Result<Stack>
     let volume = match config.cache.is_some() && !config.read_only {
         true => {
             let view = open_below_crypt(rt, &config.clone().reading()).await?;
-            Some(unlock(rt, config, &secret, &view.top).await?)
+            match hot_zone(rt, config, &secret, &view.top, true).await? {
+                // The key is the right one; what it opens is known once the zone is settled.
+                Some(_) => None,
+                None => Some(unlock(rt, config, &secret, &view.top).await?),
+            }
         }
         false => None,
     };
@@ -260,6 +276,12 @@ async fn add_crypt(
     stack: &Stack,
 ) -> anyhow::Result<Added> {
     let below = stack.top.clone();
+    if !config.read_only
+        && let Some(mut work) = hot_zone(rt, config, secret, &below, false).await?
+    {
+        tracing::warn!(dev = %below.geometry().dev, "a zone of the re-encryption was cut; recovering it");
+        work.settle().await?;
+    }
     let volume = match volume {
         Some(volume) => volume,
         None => unlock(rt, config, secret, &below).await?,
@@ -279,9 +301,14 @@ async fn add_crypt(
     if volume.seal.is_some() {
         return add_sealed(rt, config, volume, below, what).await;
     }
-    let options = CryptOptions::new(&flags, config.workers);
+    let mut options = CryptOptions::new(&flags, config.workers);
+    if config.live && !config.read_only && volume.kind == VolumeKind::Luks2 {
+        options.ranges = Some(RangeLock::new());
+    }
+    let ranges = options.ranges.clone();
     let crypt = crypt_over(rt, below.clone(), volume, &options)?;
-    let live = LiveCrypt { handle: crypt.volume().clone(), below, config: config.clone() };
+    let handle = crypt.volume().clone();
+    let live = LiveCrypt { handle, ranges, below, config: config.clone() };
     Ok(Added { top: Dyn::new(crypt), live, sealed: None, what })
 }
 
@@ -303,8 +330,49 @@ async fn add_sealed(
             what.push_str(&format!(", {sections} sections of its journal replayed"));
         }
     }
-    let live = LiveCrypt { handle, below, config: config.clone() };
+    let live = LiveCrypt { handle, ranges: None, below, config: config.clone() };
     Ok(Added { top: Dyn::new(Rc::clone(&sealed)), live, sealed: Some(sealed), what })
+}
+
+/// Header and data of a LUKS volume on `below`.
+async fn devices(
+    rt: &Rt,
+    config: &StackConfig,
+    below: &Dyn,
+    read_only: bool,
+) -> anyhow::Result<Devices<Dyn>> {
+    let data = below.clone();
+    match &config.crypt {
+        CryptConfig::Luks { header: Some(path), .. } => {
+            let header = Dyn::new(open_device(rt, path, read_only).await?);
+            Ok(Devices { header, data, detached: true })
+        }
+        CryptConfig::Luks { header: None, .. } => {
+            Ok(Devices { header: data.clone(), data, detached: false })
+        }
+        _ => bail!("a plain mapping has no header to keep the state in"),
+    }
+}
+
+/// The re-encryption that a cut left inside of a zone, proven with the key. Reads only.
+async fn hot_zone(
+    rt: &Rt,
+    config: &StackConfig,
+    secret: &Arc<Key>,
+    below: &Dyn,
+    read_only: bool,
+) -> anyhow::Result<Option<Reencryption<Dyn>>> {
+    if !matches!(config.crypt, CryptConfig::Luks { .. }) {
+        return Ok(None);
+    }
+    // What is wrong with the header is for the unlocking to say.
+    if !matches!(is_hot(&devices(rt, config, below, true).await?.header).await, Ok(true)) {
+        return Ok(None);
+    }
+    let devices = devices(rt, config, below, read_only).await?;
+    let secrets = [Arc::clone(secret)];
+    let options = config.allowed.options(None);
+    Ok(Some(Reencryption::resume(rt, &devices, &options, &secrets).await?))
 }
 
 /// Unlocks a suspended volume with any of its secrets. Reads only.
@@ -348,7 +416,7 @@ async fn unlock(
             plain(below, spec, secret, config.allowed.allow_weak_key)
         }
         CryptConfig::Luks { header, key_slot, .. } => {
-            let options = config.allowed.options(*key_slot);
+            let options = UnlockOptions { under_way: true, ..config.allowed.options(*key_slot) };
             match header {
                 None => Ok(varve_crypt::unlock(rt, below, &options, secret).await?),
                 Some(path) => {

@@ -12,6 +12,7 @@ mod keys;
 mod look;
 mod model;
 mod nbd_tools;
+mod online;
 mod qemu_tools;
 mod reencrypt;
 mod shift;

@@ -1,7 +1,7 @@
 //! The commands: a file for every noun.
 
 mod cache;
-mod crypt;
+pub(crate) mod crypt;
 mod doctor;
 mod fs;
 mod output;

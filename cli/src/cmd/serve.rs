@@ -14,7 +14,9 @@ use varve_block::{BlockDevice, Export, ExportOptions, ExportShared, Rt};
 use varve_nbd_server::{Listen, Look, Options, Server};
 
 pub(crate) async fn run(rt: &Rt, args: Serve) -> anyhow::Result<Outcome> {
-    let config = StackConfig::new(&args.stack, None)?;
+    let mut config = StackConfig::new(&args.stack, None)?;
+    // Only then can anybody ask for what needs the locks.
+    config.live = args.control.is_some();
     let control = match &args.control {
         None => None,
         Some(Listen::Unix(path)) => Some(path.clone()),
@@ -85,6 +87,7 @@ pub(crate) async fn serve(
         control.cancel().await;
     }
     if let Some(release) = release {
+        release.settle(rt).await;
         release.now();
     }
     server.stop().await;

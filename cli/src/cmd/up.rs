@@ -71,6 +71,7 @@ fn config_of(dir: &Path, args: &Up) -> StackConfig {
         read_only: false,
         allow_stale: false,
         volume: None,
+        live: false,
     }
 }
 

@@ -4,6 +4,7 @@ use super::{CipherArgs, PbkdfArgs, StackArgs};
 use crate::size::Size;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
+use varve_nbd_server::Listen;
 
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ResilienceArg {
@@ -51,6 +52,15 @@ pub struct CryptReencrypt {
     /// Write the metadata, and convert nothing yet
     #[arg(long, conflicts_with = "resume_only")]
     pub init_only: bool,
+    /// Convert the volume that a server has, while it serves; Ctrl-C stops the work, not the server
+    #[arg(long, requires = "control", conflicts_with_all = ["encrypt", "decrypt", "init_only", "accept_damage"])]
+    pub online: bool,
+    /// The control socket of that server: unix:PATH
+    #[arg(long, value_name = "ADDR", requires = "online")]
+    pub control: Option<Listen>,
+    /// With --online: convert at most this much per second
+    #[arg(long, value_name = "SIZE", requires = "online")]
+    pub rate: Option<Size>,
     #[command(flatten)]
     pub cipher: CipherArgs,
     /// How a power cut is survived. Default: checksum; datashift or datashift-checksum where data move

@@ -5,6 +5,7 @@ mod control;
 mod header;
 mod integrity;
 mod keys;
+mod online;
 mod pbkdf;
 mod reencrypt;
 mod reproduce;
@@ -18,6 +19,9 @@ use crate::failure::{Outcome, usage};
 use crate::signature;
 use crate::size::Size;
 use crate::{secret, stack};
+pub(crate) use online::{Order, Report, State};
+pub(crate) use reencrypt::take_up;
+
 use anyhow::Context;
 use std::fs::File;
 use std::io::Write;
@@ -43,6 +47,7 @@ pub(crate) async fn run(rt: &Rt, verb: CryptVerb) -> anyhow::Result<Outcome> {
         CryptVerb::HeaderBackup(args) => header::backup(rt, args).await,
         CryptVerb::HeaderRestore(args) => header::restore(rt, args).await,
         CryptVerb::Convert(args) => header::convert(rt, args).await,
+        CryptVerb::Reencrypt(args) if args.online => online::run(rt, args).await,
         CryptVerb::Reencrypt(args) => reencrypt::run(rt, args).await,
         CryptVerb::Repair(args) => header::repair(rt, args).await,
         CryptVerb::Uuid(args) => header::uuid(rt, args).await,

@@ -24,6 +24,9 @@ use varve_crypt::reencrypt::{
 };
 use varve_crypt::{CipherSpec, Hash, Header, Key, LuksVersion, UnlockOptions};
 
+/// Hot at once while clients are served.
+const ONLINE_ZONE: u64 = 4 << 20;
+
 pub(super) async fn run(rt: &Rt, args: CryptReencrypt) -> anyhow::Result<Outcome> {
     if args.stack.read_only {
         return usage("--read-only: this command writes to the disk");
@@ -69,7 +72,7 @@ pub(super) async fn run(rt: &Rt, args: CryptReencrypt) -> anyhow::Result<Outcome
     let stopped = stack.stop().await;
     let (ended, progress) = done?;
     stopped?;
-    say(&args, ended, progress)
+    report(&args, ended == Ended::Finished, progress)
 }
 
 /// Header and data, and whether a beginning would move the data.
@@ -141,26 +144,8 @@ async fn work(
     secret: &SecretSource,
     stop: &Rc<Cell<bool>>,
 ) -> anyhow::Result<(Ended, Progress)> {
-    let under_way = is_under_way(args, devices).await?;
-    if !under_way && args.resume_only {
-        return usage("no re-encryption of this volume is under way");
-    }
-    if under_way && chooses(args) {
-        return usage(
-            "a re-encryption is under way and has its choices in the header: give --resume-only and \
-             the secret",
-        );
-    }
-    let secrets = secrets(args, secret, args.encrypt && !under_way)?;
-    let work = match under_way {
-        true => Reencryption::resume(rt, devices, options, &secrets).await?,
-        false => start(rt, devices, options, &plan(args, secrets, moves)?).await?,
-    };
-    let work = work.accepting_damage(args.accept_damage);
-    let work = match args.hotzone_size {
-        Some(size) => work.with_zone(size.0)?,
-        None => work,
-    };
+    let secrets = |new| secrets(args, secret, new);
+    let work = take_up(rt, args, (devices, moves), options, secrets).await?;
     let progress = work.progress();
     if args.init_only {
         return Ok((Ended::Interrupted(progress), progress));
@@ -180,6 +165,42 @@ async fn work(
     Ok((ended, now))
 }
 
+/// Begins what was asked for, or goes on with what is under way. `secrets` is told whether the first one is
+/// new.
+pub(crate) async fn take_up(
+    rt: &Rt,
+    args: &CryptReencrypt,
+    (devices, moves): (&Devices<Dyn>, bool),
+    options: &UnlockOptions,
+    secrets: impl FnOnce(bool) -> anyhow::Result<Vec<Arc<Key>>>,
+) -> anyhow::Result<Reencryption<Dyn>> {
+    let under_way = is_under_way(args, devices).await?;
+    if !under_way && args.resume_only {
+        return usage("no re-encryption of this volume is under way");
+    }
+    if under_way && chooses(args) {
+        return usage(
+            "a re-encryption is under way and has its choices in the header: give --resume-only and \
+             the secret",
+        );
+    }
+    if args.online && args.resilience == Some(ResilienceArg::None) {
+        return usage("--resilience none is for volumes that nobody uses meanwhile");
+    }
+    let secrets = secrets(args.encrypt && !under_way)?;
+    let work = match under_way {
+        true => Reencryption::resume(rt, devices, options, &secrets).await?,
+        false => start(rt, devices, options, &plan(args, secrets, moves)?).await?,
+    };
+    let work = work.accepting_damage(args.accept_damage);
+    match args.hotzone_size {
+        Some(size) => Ok(work.with_zone(size.0)?),
+        // Requests to a zone wait for all of it.
+        None if args.online => Ok(work.with_zone(ONLINE_ZONE)?),
+        None => Ok(work),
+    }
+}
+
 /// A choice that belongs to a beginning.
 fn chooses(args: &CryptReencrypt) -> bool {
     args.cipher.cipher.is_some()
@@ -190,7 +211,7 @@ fn chooses(args: &CryptReencrypt) -> bool {
         || args.init_only
 }
 
-fn secrets(
+pub(super) fn secrets(
     args: &CryptReencrypt,
     first: &SecretSource,
     new: bool,
@@ -254,7 +275,7 @@ fn protect(args: &CryptReencrypt, moves: bool) -> anyhow::Result<Protect> {
     }
 }
 
-fn bar(progress: Progress, quiet: bool) -> ProgressBar {
+pub(super) fn bar(progress: Progress, quiet: bool) -> ProgressBar {
     if quiet {
         return ProgressBar::hidden();
     }
@@ -266,8 +287,12 @@ fn bar(progress: Progress, quiet: bool) -> ProgressBar {
     bar
 }
 
-fn say(args: &CryptReencrypt, ended: Ended, progress: Progress) -> anyhow::Result<Outcome> {
-    let finished = ended == Ended::Finished;
+/// How it ended.
+pub(super) fn report(
+    args: &CryptReencrypt,
+    finished: bool,
+    progress: Progress,
+) -> anyhow::Result<Outcome> {
     let outcome = if finished || args.init_only { Outcome::Fine } else { Outcome::Problems };
     if args.json {
         output::json(&json!({

@@ -272,7 +272,7 @@ fn world(n: u64) -> World {
         detached: n % 2 == 1,
         protect: if n % 3 == 2 { Protect::Journal } else { Protect::Checksum(Hash::Sha256) },
         direction: if n % 4 < 2 { Direction::Forward } else { Direction::Backward },
-        sizes: if n % 5 == 0 { (512, 512) } else { (4096, 4096) },
+        sizes: if n.is_multiple_of(5) { (512, 512) } else { (4096, 4096) },
         without_lock: false,
     }
 }
