@@ -10,6 +10,7 @@ mod export;
 mod inspect;
 mod kernel;
 mod log;
+mod matrix;
 mod mkfs;
 mod raid;
 mod read;
