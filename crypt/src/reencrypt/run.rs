@@ -216,8 +216,7 @@ impl<D: BlockDevice + Clone> Reencryption<D> {
     pub async fn settle(&mut self) -> Result<()> {
         if self.op.position.hot > 0 {
             self.recover().await?;
-            let next = self.op.position.advance();
-            self.commit(next).await?;
+            self.commit_done(self.op.position).await?;
         }
         Ok(())
     }
@@ -233,7 +232,19 @@ impl<D: BlockDevice + Clone> Reencryption<D> {
         };
         self.commit(next).await?;
         self.convert(parts).await?;
-        self.commit(next.advance()).await
+        self.commit_done(next).await
+    }
+
+    /// The header says that the hot zone is done; of the last one of a payload that moves, [`Self::finish`]
+    /// says so. The reference takes a header that has nothing left to do and is still under way for one whose
+    /// first part is to be converted, and would convert it twice.
+    async fn commit_done(&mut self, hot: Position) -> Result<()> {
+        let next = hot.advance();
+        if next.is_finished() && self.op.shift.is_some() {
+            self.op.position = next;
+            return Ok(());
+        }
+        self.commit(next).await
     }
 
     /// Old bytes to new ones, durably in their place.
@@ -296,10 +307,10 @@ impl<D: BlockDevice + Clone> Reencryption<D> {
         Ok(())
     }
 
-    /// All data are under the new key: the header becomes an ordinary one, and then the old key goes. A
-    /// cut in between leaves slots that belong to no segment.
+    /// All data are under the new key: the header becomes an ordinary one, and then what the payload has left
+    /// behind is wiped and the old key goes. A cut in between leaves slots that belong to no segment, or those
+    /// leftovers: as long as the header calls for them, the next program may need them.
     pub(super) async fn finish(&mut self) -> Result<()> {
-        self.wipe_leftovers().await?;
         let op = &self.op;
         let old = op.previous.cipher.as_ref().map(|c| c.digest);
         let new = op.last.cipher.as_ref().map(|c| c.digest);
@@ -313,6 +324,7 @@ impl<D: BlockDevice + Clone> Reencryption<D> {
                 Ok(())
             })
             .await?;
+        self.wipe_leftovers().await?;
         let Some(old) = old.filter(|old| Some(*old) != new) else { return Ok(()) };
         if !self.proven && new.is_none() {
             // No key has shown that this header is true: none is destroyed on its word.
