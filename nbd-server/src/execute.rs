@@ -29,6 +29,9 @@ const STATUS_MAX: usize = 8192;
 /// After a failed read, the good part is looked for in steps of these lengths.
 const PROBE_STEPS: [u32; 2] = [64 << 10, 4 << 10];
 
+/// So many failed requests are told of one by one.
+const TOLD_MAX: u64 = 32;
+
 /// So many looks for holes in a row may find nothing; then most reads go without one.
 const LOOKS_IN_VAIN_MAX: u32 = 8;
 /// One read in so many looks again, for the holes may begin further on.
@@ -108,13 +111,34 @@ impl Job {
     }
 
     fn failed(&self, error: &Error, ticket: Ticket) {
-        self.session.conn.hall.stats.requests_failed.add(1);
         let errno = errno(error.kind, self.request.command);
         let text = chain(error);
-        tracing::debug!(error = %text, "request failed");
+        self.tell(error.kind, &text);
         self.push(ticket, |w| {
             w.head(|out| self.session.style.failed(out, self.request.cookie, errno, &text));
         });
+    }
+
+    /// Counts a failure and, when it is a device's and not the client's, tells the operator: the first ones,
+    /// and then ever fewer, for a device that is gone fails every request.
+    fn tell(&self, kind: ErrorKind, text: &str) {
+        let failed = &self.session.conn.hall.stats.requests_failed;
+        failed.add(1);
+        let so_far = failed.get();
+        let of_a_device = match kind {
+            ErrorKind::Io | ErrorKind::Corrupt | ErrorKind::Poisoned | ErrorKind::NoSpace => true,
+            ErrorKind::Busy
+            | ErrorKind::OutOfRange
+            | ErrorKind::Misaligned
+            | ErrorKind::Unsupported
+            | ErrorKind::ReadOnly
+            | ErrorKind::Stopped => false,
+        };
+        if of_a_device && (so_far <= TOLD_MAX || so_far.is_power_of_two()) {
+            tracing::error!(so_far, "a request failed: {text}");
+        } else {
+            tracing::debug!(so_far, "a request failed: {text}");
+        }
     }
 
     /// Answers a read window by window. All but the longest reads are one window, and a window is
@@ -259,10 +283,9 @@ impl Job {
         if good == n {
             return self.send_runs(vec![Run::Data(at, n, views)], Last::Yes, ticket);
         }
-        self.session.conn.hall.stats.requests_failed.add(1);
         let cookie = self.request.cookie;
         let text = chain(error);
-        tracing::debug!(error = %text, "read failed");
+        self.tell(error.kind, &text);
         // The chunk has to cover the place that failed, so it ends in padding.
         let pad = (n - good).min(PROBE_STEPS[1]);
         let mut zeroes = self.session.conn.hall.pool.take_bytes(pad as usize).await;

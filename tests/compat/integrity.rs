@@ -80,6 +80,10 @@ fn a_rotten_sector_is_an_error_for_the_client_and_its_neighbours_are_not() {
     let good = nbd.read(12288, 4096).expect("served").expect("behind it");
     assert!(good == data[12288..16384]);
     assert_eq!(nbd.read(0, 65536).expect("served").err(), Some(Errno::EIO));
+    let log = server.log();
+    let told = log.lines().find(|line| line.contains("a request failed"));
+    let told = told.unwrap_or_else(|| panic!("the operator is not told: {log}"));
+    assert!(told.contains("disk.img") && told.contains("sector"), "{told}");
     // Written anew, it is whole.
     nbd.ask(Request::Write { at: 8192, data: &data[8192..12288], flags: 0 })
         .expect("served")
