@@ -253,8 +253,11 @@ fn every_cipher_and_header_is_read_and_written_in_turns() {
         if let Head::Ours(words) = v.head {
             let header =
                 if v.detached { format!(" --header {}", v.head_file()) } else { String::new() };
-            let line =
-                format!("crypt format {} --key-file key-{} {words}{header}", v.image(), v.name);
+            let line = format!(
+                "crypt format {} --key-file key-{} {PBKDF} {words}{header}",
+                v.image(),
+                v.name
+            );
             varve(dir, &line).ok();
         }
     }
