@@ -60,6 +60,11 @@ pub(crate) struct Stack {
 }
 
 impl Stack {
+    /// A device, and nothing over it that has to be stopped.
+    fn of(top: Dyn, layers: Vec<String>) -> Stack {
+        Stack { top, cache: None, crypt: None, sealed: None, layers }
+    }
+
     /// Ends background work and leaves everything durable. Every stack that was opened for writing
     /// must end here; one that does not is a crash, which the formats survive.
     pub(crate) async fn stop(self) -> anyhow::Result<()> {
@@ -148,7 +153,7 @@ pub(crate) async fn open_to_format(
     signature::refuse_known(&device, force).await?;
     signature::wipe_bcache(&device).await?;
     let layers = vec![format!("disk {}", config.backing.display())];
-    Ok(Stack { top: Dyn::new(device), cache: None, crypt: None, sealed: None, layers })
+    Ok(Stack::of(Dyn::new(device), layers))
 }
 
 fn secret_source(crypt: &CryptConfig) -> Option<&SecretSource> {
@@ -180,17 +185,11 @@ async fn open_below_crypt(rt: &Rt, config: &StackConfig) -> anyhow::Result<Stack
     if config.read_only {
         let view = CacheView::open(ssd, hdd).await?;
         layers.push("journal replayed in memory, read-only".to_owned());
-        return Ok(Stack { top: Dyn::new(view), cache: None, crypt: None, sealed: None, layers });
+        return Ok(Stack::of(Dyn::new(view), layers));
     }
     let options = OpenOptions { mode: config.cache_mode.map(mode), ..OpenOptions::default() };
     let cache = Rc::new(Cache::open(rt, ssd, hdd, options).await?);
-    Ok(Stack {
-        top: Dyn::new(Rc::clone(&cache)),
-        cache: Some(cache),
-        crypt: None,
-        sealed: None,
-        layers,
-    })
+    Ok(Stack { cache: Some(Rc::clone(&cache)), ..Stack::of(Dyn::new(cache), layers) })
 }
 
 /// A disk without its cache: what is on it decides whether that is safe.
@@ -201,7 +200,7 @@ async fn uncached(config: &StackConfig, hdd: FileDevice) -> anyhow::Result<Stack
         return metadata_dump(config, hdd).await;
     }
     let Some(sb) = backing_super(&hdd).await? else {
-        return Ok(Stack { top: Dyn::new(hdd), cache: None, crypt: None, sealed: None, layers });
+        return Ok(Stack::of(Dyn::new(hdd), layers));
     };
     match sb.state() {
         BackingState::None => {}
@@ -223,7 +222,7 @@ async fn uncached(config: &StackConfig, hdd: FileDevice) -> anyhow::Result<Stack
     let start = Sector(sb.data_offset);
     let end = Sector(hdd.geometry().len.0);
     let window = Window::new(hdd, Extent::between(start, end))?;
-    Ok(Stack { top: Dyn::new(window), cache: None, crypt: None, sealed: None, layers })
+    Ok(Stack::of(Dyn::new(window), layers))
 }
 
 /// A dump of a file system's metadata, seen as the device that it was made of.
@@ -234,7 +233,7 @@ async fn metadata_dump(config: &StackConfig, file: FileDevice) -> anyhow::Result
     }
     let layers = vec![format!("metadata dump {name}")];
     let device = varve_fs::DumpDevice::open(file).await?;
-    Ok(Stack { top: Dyn::new(device), cache: None, crypt: None, sealed: None, layers })
+    Ok(Stack::of(Dyn::new(device), layers))
 }
 
 /// The bcache superblock of a disk, if it has one.

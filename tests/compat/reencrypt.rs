@@ -30,7 +30,14 @@ pub(crate) fn folder(sector_size: u32) -> (tempfile::TempDir, Vec<u8>) {
     let how = format!("luksFormat -q --type luks2 {COST} --sector-size {sector_size}");
     cryptsetup(at, &format!("{how} --key-file key before.img")).ok();
     let data = disk::noise(u64::from(sector_size), PAYLOAD);
-    let server = Server::start(at, &Stack::backing("before.img").with("--key-file", "key"));
+    fill(at, &data);
+    (dir, data)
+}
+
+/// Writes the data into the volume in `before.img`, through our server.
+#[track_caller]
+pub(crate) fn fill(dir: &Path, data: &[u8]) {
+    let server = Server::start(dir, &Stack::backing("before.img").with("--key-file", "key"));
     let mut nbd = server.connect();
     for (n, piece) in data.chunks(1 << 20).enumerate() {
         let request = Request::Write { at: (n << 20) as u64, data: piece, flags: FUA };
@@ -38,7 +45,6 @@ pub(crate) fn folder(sector_size: u32) -> (tempfile::TempDir, Vec<u8>) {
     }
     drop(nbd);
     server.stop();
-    (dir, data)
 }
 
 /// What the volume holds, read through our server; and cryptsetup opens it and sees nothing unfinished.

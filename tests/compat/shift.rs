@@ -6,11 +6,10 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use varve_tests::client::{Server, Stack};
-use varve_tests::nbd::{FUA, Request};
 use varve_tests::varve::{binary, varve};
 use varve_tests::{clock, disk, process, tool};
 
-use crate::reencrypt::{COST, OFFLINE, cryptsetup};
+use crate::reencrypt::{COST, OFFLINE, cryptsetup, fill};
 
 /// A payload of two and a half shifts.
 const PAYLOAD: usize = 10 << 20;
@@ -57,14 +56,7 @@ impl Job {
         disk::sparse(&at.join("before.img"), (SHIFT + PAYLOAD) as u64);
         let how = format!("luksFormat -q --type luks2 {COST} --offset 8192 --sector-size 512");
         cryptsetup(at, &format!("{how} --key-file key before.img")).ok();
-        let server = Server::start(at, &Stack::backing("before.img").with("--key-file", "key"));
-        let mut nbd = server.connect();
-        for (n, piece) in data.chunks(1 << 20).enumerate() {
-            let request = Request::Write { at: (n << 20) as u64, data: piece, flags: FUA };
-            nbd.ask(request).expect("the server stays").expect("a write");
-        }
-        drop(nbd);
-        server.stop();
+        fill(at, &data);
         (dir, data)
     }
 

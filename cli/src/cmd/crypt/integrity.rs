@@ -1,12 +1,10 @@
 //! `--integrity`: making volumes whose sectors are authenticated, and showing what they say.
 
+use super::interrupt::Interrupt;
 use super::target::Superblock;
 use crate::args::CryptFormat;
 use indicatif::{ProgressBar, ProgressStyle};
-use std::cell::Cell;
 use std::io::Write;
-use std::ops::ControlFlow;
-use std::rc::Rc;
 use std::sync::Arc;
 use varve_block::{Dyn, Rt};
 use varve_crypt::{FormatOptions, Header, Key, Wiped};
@@ -19,13 +17,7 @@ pub(super) async fn format(
     options: &FormatOptions,
     secret: &Arc<Key>,
 ) -> anyhow::Result<Header> {
-    let mut signals = rt.signals()?;
-    let stop = Rc::new(Cell::new(false));
-    let raised = Rc::clone(&stop);
-    let watching = rt.spawn(async move {
-        let _ = signals.next().await;
-        raised.set(true);
-    });
+    let interrupt = Interrupt::watch(rt)?;
     let bar = ProgressBar::new(0);
     let template = "wiping {bar:30} {bytes} of {total_bytes}, {binary_bytes_per_sec}, {eta} left";
     let style = ProgressStyle::with_template(template);
@@ -33,11 +25,11 @@ pub(super) async fn format(
     let mut watch = |now: Wiped| {
         bar.set_length(now.total);
         bar.set_position(now.done);
-        if stop.get() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        interrupt.flow()
     };
     let wipe = !args.integrity_no_wipe;
     let made = varve_crypt::format_sealed(rt, device, options, secret, wipe, &mut watch).await;
-    watching.cancel().await;
+    interrupt.end().await;
     bar.finish_and_clear();
     Ok(made?)
 }

@@ -4,6 +4,7 @@ mod bench;
 mod control;
 mod header;
 mod integrity;
+mod interrupt;
 mod keys;
 mod online;
 mod pbkdf;

@@ -1,15 +1,14 @@
 //! `varve crypt reencrypt --online`: what a running server is told, and how far it is.
 
 use super::control::say;
+use super::interrupt::Interrupt;
 use super::reencrypt::{bar, report, secrets};
 use crate::args::CryptReencrypt;
 use crate::config::{SecretSource, secret_of};
 use crate::failure::{Outcome, usage};
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
-use std::cell::Cell;
 use std::path::Path;
-use std::rc::Rc;
 use std::time::Duration;
 use varve_block::Rt;
 use varve_crypt::reencrypt::Progress;
@@ -63,16 +62,10 @@ pub(super) async fn run(rt: &Rt, args: CryptReencrypt) -> anyhow::Result<Outcome
     let order = serde_json::to_string(&order)?;
     let bytes: Vec<&[u8]> = secrets.iter().map(|s| s.bytes()).collect();
     // From here on the server works, also without us; a Ctrl-C asks it to stop.
-    let mut signals = rt.signals()?;
-    let stop = Rc::new(Cell::new(false));
-    let raised = Rc::clone(&stop);
-    let watching = rt.spawn(async move {
-        let _ = signals.next().await;
-        raised.set(true);
-    });
+    let interrupt = Interrupt::watch(rt)?;
     say(&path, &format!("reencrypt {order}\n"), &bytes)?;
-    let ended = follow(rt, &path, &args, &stop).await;
-    watching.cancel().await;
+    let ended = follow(rt, &path, &args, &interrupt).await;
+    interrupt.end().await;
     let last = ended?;
     let progress = Progress { done: last.done, total: last.total };
     match last.state {
@@ -85,7 +78,7 @@ async fn follow(
     rt: &Rt,
     path: &Path,
     args: &CryptReencrypt,
-    stop: &Cell<bool>,
+    interrupt: &Interrupt,
 ) -> anyhow::Result<Report> {
     let mut shown = None;
     let mut told = false;
@@ -99,7 +92,7 @@ async fn follow(
             bar.finish_and_clear();
             return Ok(report);
         }
-        if stop.get() && !told {
+        if interrupt.is_raised() && !told {
             say(path, "halt\n", &[])?;
             told = true;
         }

@@ -1,5 +1,6 @@
 //! `varve crypt reencrypt`: another key for data in place, resumable at any moment.
 
+use super::interrupt::Interrupt;
 use super::{header_device, pbkdf, sector_size};
 use crate::args::{CryptReencrypt, DirectionArg, LuksType, ResilienceArg};
 use crate::cmd::output;
@@ -9,13 +10,10 @@ use crate::stack;
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
-use std::cell::Cell;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::ops::ControlFlow;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 use std::sync::Arc;
 use varve_block::{Dyn, Rt};
 use varve_crypt::reencrypt::{
@@ -54,21 +52,15 @@ pub(super) async fn run(rt: &Rt, args: CryptReencrypt) -> anyhow::Result<Outcome
         );
     }
     // Before anything is opened: a Ctrl-C must find a state that can be resumed.
-    let mut signals = rt.signals()?;
-    let stop = Rc::new(Cell::new(false));
-    let raised = Rc::clone(&stop);
-    let watching = rt.spawn(async move {
-        let _ = signals.next().await;
-        raised.set(true);
-    });
+    let interrupt = Interrupt::watch(rt)?;
     let stack = stack::open(rt, &config.below_crypt()).await?;
     let done = async {
         let (devices, moves) = devices(rt, &args, header, stack.top.clone()).await?;
         let options = config.allowed.options(slot);
-        work(rt, &args, (&devices, moves), &options, &secret, &stop).await
+        work(rt, &args, (&devices, moves), &options, &secret, &interrupt).await
     }
     .await;
-    watching.cancel().await;
+    interrupt.end().await;
     let stopped = stack.stop().await;
     let (ended, progress) = done?;
     stopped?;
@@ -142,7 +134,7 @@ async fn work(
     (devices, moves): (&Devices<Dyn>, bool),
     options: &UnlockOptions,
     secret: &SecretSource,
-    stop: &Rc<Cell<bool>>,
+    interrupt: &Interrupt,
 ) -> anyhow::Result<(Ended, Progress)> {
     let secrets = |new| secrets(args, secret, new);
     let work = take_up(rt, args, (devices, moves), options, secrets).await?;
@@ -153,7 +145,7 @@ async fn work(
     let bar = bar(progress, args.json);
     let mut watch = |now: Progress| {
         bar.set_position(now.done);
-        if stop.get() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        interrupt.flow()
     };
     let ended = work.run(&mut watch).await;
     bar.finish_and_clear();
