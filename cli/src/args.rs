@@ -3,11 +3,13 @@
 mod activation;
 mod crypt;
 mod fs;
+mod integrity;
 mod secret;
 
 pub use activation::*;
 pub use crypt::*;
 pub use fs::*;
+pub use integrity::*;
 pub use secret::*;
 
 use crate::size::Size;
@@ -38,6 +40,9 @@ pub enum Noun {
     /// Encryption (LUKS1, LUKS2 and plain dm-crypt)
     #[command(subcommand)]
     Crypt(CryptVerb),
+    /// Volumes whose sectors are checked (dm-integrity by itself, as integritysetup makes them)
+    #[command(subcommand)]
+    Integrity(IntegrityVerb),
     /// The file system (btrfs)
     #[command(subcommand)]
     Fs(FsVerb),
@@ -61,6 +66,8 @@ pub struct StackArgs {
     /// How writes are cached; kept on the disk as the kernel keeps it. Default: as persisted
     #[arg(long, value_enum, value_name = "MODE")]
     pub cache_mode: Option<CacheModeArg>,
+    #[command(flatten)]
+    pub dm_integrity: DmIntegrityArgs,
     #[command(flatten)]
     pub secret: SecretArgs,
     /// Ask for the passphrase on the terminal

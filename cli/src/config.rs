@@ -1,12 +1,15 @@
 //! The stack as asked for: flags over a TOML file, checked once into a typed [`StackConfig`].
 
-use crate::args::{ActivationArgs, AllowedArgs, CacheModeArg, SecretArgs, StackArgs};
+use crate::args::{
+    ActivationArgs, AllowedArgs, CacheModeArg, DmIntegrityArgs, DmIntegrityModeArg, SecretArgs,
+    StackArgs,
+};
 use crate::failure::usage;
 use crate::size::Size;
 use anyhow::Context;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
-use varve_crypt::{Activation, WORKERS_MAX, Workers};
+use varve_crypt::{Activation, HashSpec, Journaling, WORKERS_MAX, Workers};
 
 /// Where the unlocking secret comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,12 +35,60 @@ pub(crate) enum CryptConfig {
     Plain { spec: String, secret: SecretSource },
 }
 
+/// A dm-integrity layer over the disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct IntegrityConfig {
+    pub hash: HashSpec,
+    pub key: Option<SecretSource>,
+    pub mode: Journaling,
+    /// All tags are computed anew.
+    pub from_start: bool,
+    pub legacy_recalculate: bool,
+}
+
+impl IntegrityConfig {
+    /// `None`: nothing says that there is such a layer.
+    fn of(args: &DmIntegrityArgs) -> anyhow::Result<Option<IntegrityConfig>> {
+        let Some(name) = &args.dm_integrity else {
+            let silent = args.dm_integrity_mode.is_none()
+                && args.dm_integrity_key_file.is_none()
+                && !args.dm_integrity_legacy_recalculate;
+            return match silent {
+                true => Ok(None),
+                false => usage("--dm-integrity-... needs --dm-integrity HASH"),
+            };
+        };
+        let hash = match HashSpec::named(name) {
+            Ok(hash) => hash,
+            Err(e) => return usage(format!("--dm-integrity {name}: {e}")),
+        };
+        let key = args.dm_integrity_key_file.clone().map(|path| SecretSource::KeyFile {
+            path,
+            offset: 0,
+            size: args.dm_integrity_key_size.map(|size| size.0),
+        });
+        match (hash.is_keyed(), &key) {
+            (true, None) => return usage(format!("{name} needs --dm-integrity-key-file")),
+            (false, Some(_)) => return usage(format!("{name} has no key")),
+            _ => {}
+        }
+        let mode = match args.dm_integrity_mode {
+            None | Some(DmIntegrityModeArg::Journal) => Journaling::Journal,
+            Some(DmIntegrityModeArg::Bitmap) => Journaling::Bitmap,
+            Some(DmIntegrityModeArg::Direct) => Journaling::Direct,
+        };
+        let legacy_recalculate = args.dm_integrity_legacy_recalculate;
+        Ok(Some(IntegrityConfig { hash, key, mode, from_start: false, legacy_recalculate }))
+    }
+}
+
 /// A stack that makes sense, before any device was opened.
 #[derive(Clone, Debug)]
 pub(crate) struct StackConfig {
     pub backing: PathBuf,
     pub cache: Option<PathBuf>,
     pub cache_mode: Option<CacheModeArg>,
+    pub integrity: Option<IntegrityConfig>,
     pub crypt: CryptConfig,
     pub allowed: AllowedArgs,
     pub activation: Activation,
@@ -58,6 +109,12 @@ struct StackFile {
     backing: Option<PathBuf>,
     cache: Option<PathBuf>,
     cache_mode: Option<String>,
+    dm_integrity: Option<String>,
+    dm_integrity_mode: Option<String>,
+    dm_integrity_key_file: Option<PathBuf>,
+    dm_integrity_key_size: Option<Size>,
+    #[serde(default)]
+    dm_integrity_legacy_recalculate: bool,
     key_file: Option<PathBuf>,
     keyfile_offset: Option<Size>,
     keyfile_size: Option<Size>,
@@ -94,9 +151,9 @@ fn beside(file: &Path, path: Option<PathBuf>) -> Option<PathBuf> {
     path.map(|p| file.parent().unwrap_or(Path::new(".")).join(p))
 }
 
-fn mode_named(name: &str) -> anyhow::Result<CacheModeArg> {
-    <CacheModeArg as clap::ValueEnum>::from_str(name, false)
-        .or_else(|_| usage(format!("cache_mode {name:?} is none of the cache modes")))
+/// The value of a key of a stack file that has a fixed list of values.
+fn named<T: clap::ValueEnum>(key: &str, name: &str) -> anyhow::Result<T> {
+    T::from_str(name, false).or_else(|_| usage(format!("{key} {name:?} is none of its modes")))
 }
 
 /// Flags, filled up from the stack file if there is one.
@@ -117,8 +174,16 @@ fn merged(flags: &StackArgs) -> anyhow::Result<StackArgs> {
     all.backing = all.backing.or(beside(path, file.backing));
     all.cache = all.cache.or(beside(path, file.cache));
     if let (None, Some(name)) = (all.cache_mode, file.cache_mode) {
-        all.cache_mode = Some(mode_named(&name)?);
+        all.cache_mode = Some(named("cache_mode", &name)?);
     }
+    let mode = file.dm_integrity_mode.map(|name| named("dm_integrity_mode", &name));
+    all.dm_integrity = all.dm_integrity.or(DmIntegrityArgs {
+        dm_integrity: file.dm_integrity,
+        dm_integrity_mode: mode.transpose()?,
+        dm_integrity_key_file: beside(path, file.dm_integrity_key_file),
+        dm_integrity_key_size: file.dm_integrity_key_size,
+        dm_integrity_legacy_recalculate: file.dm_integrity_legacy_recalculate,
+    });
     if !secret_given {
         all.secret = SecretArgs {
             key_file: beside(path, file.key_file),
@@ -260,6 +325,7 @@ impl StackConfig {
             backing,
             cache: args.cache,
             cache_mode: args.cache_mode,
+            integrity: IntegrityConfig::of(&args.dm_integrity)?,
             crypt,
             allowed: args.allowed,
             activation: args.activation.said(),
@@ -275,6 +341,11 @@ impl StackConfig {
     /// The same stack without its encryption layer.
     pub(crate) fn below_crypt(&self) -> StackConfig {
         StackConfig { crypt: CryptConfig::None, ..self.clone() }
+    }
+
+    /// The same stack without dm-integrity and what stands over it.
+    pub(crate) fn below_integrity(&self) -> StackConfig {
+        StackConfig { integrity: None, ..self.below_crypt() }
     }
 
     /// The same stack, nothing written.
@@ -299,7 +370,7 @@ pub(crate) enum HeaderPlace {
     /// A file or device of its own.
     Detached(PathBuf),
     /// The head of what is below encryption.
-    Below(StackConfig),
+    Below(Box<StackConfig>),
 }
 
 impl HeaderConfig {
@@ -319,7 +390,7 @@ impl HeaderConfig {
         let (key_slot, allowed) = (args.key_slot, args.allowed);
         let place = match args.header.take() {
             Some(path) => HeaderPlace::Detached(path),
-            None => HeaderPlace::Below(StackConfig::new(&args, image)?.below_crypt()),
+            None => HeaderPlace::Below(Box::new(StackConfig::new(&args, image)?.below_crypt())),
         };
         Ok(HeaderConfig { place, secret, key_slot, allowed })
     }
@@ -407,6 +478,38 @@ mod tests {
         std::fs::write(&file, "backing = \"hdd\"\ncolour = \"red\"\n").unwrap();
         let error = StackConfig::new(&args, None).unwrap_err().to_string();
         assert!(error.contains("colour"), "{error}");
+    }
+
+    #[test]
+    fn an_integrity_layer_has_a_hash_and_a_key_where_it_needs_one() {
+        let layer = |hash: Option<&str>, key: Option<&str>| DmIntegrityArgs {
+            dm_integrity: hash.map(Into::into),
+            dm_integrity_key_file: key.map(Into::into),
+            ..DmIntegrityArgs::default()
+        };
+        let stack =
+            |dm_integrity| StackConfig::new(&StackArgs { dm_integrity, ..flags("hdd") }, None);
+        assert_eq!(stack(layer(None, None)).unwrap().integrity, None);
+        let found = stack(layer(Some("crc32c"), None)).unwrap().integrity.unwrap();
+        assert_eq!((found.mode, found.key), (Journaling::Journal, None));
+        assert!(stack(layer(Some("hmac-sha256"), Some("k"))).is_ok());
+        for bad in [
+            layer(None, Some("k")),
+            layer(Some("crc32c"), Some("k")),
+            layer(Some("hmac-sha256"), None),
+            layer(Some("md4"), None),
+        ] {
+            assert!(stack(bad).unwrap_err().is::<crate::failure::Usage>());
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("s.toml");
+        let text = "backing = \"hdd\"\ndm_integrity = \"hmac-sha256\"\ndm_integrity_mode = \"bitmap\"\n\
+                    dm_integrity_key_file = \"k\"\ndm_integrity_key_size = 32\n";
+        std::fs::write(&file, text).unwrap();
+        let args = StackArgs { stack: Some(file), ..StackArgs::default() };
+        let found = StackConfig::new(&args, None).unwrap().integrity.unwrap();
+        let key = SecretSource::KeyFile { path: dir.path().join("k"), offset: 0, size: Some(32) };
+        assert_eq!((found.mode, found.key), (Journaling::Bitmap, Some(key)));
     }
 
     #[test]

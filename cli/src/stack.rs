@@ -3,6 +3,8 @@
 //! Layers are generic; each of the few concrete stacks is erased once, here, into a [`Dyn`]. A
 //! [`Probe`] stands above every layer, so that the live line and `--json` can say where time goes.
 
+mod integrity;
+
 use crate::args::CacheModeArg;
 use crate::config::{CryptConfig, SecretSource, StackConfig};
 use crate::failure::usage;
@@ -18,8 +20,8 @@ use varve_cache::format::{BackingState, BackingSuper, CacheMode, DeviceFacts, Su
 use varve_cache::{Cache, CacheView, OpenOptions};
 use varve_crypt::reencrypt::{Devices, Reencryption, is_hot};
 use varve_crypt::{
-    Crypt, CryptOptions, Key, MapOptions, PlainSpec, Replayed, Sealed, UnlockOptions, Volume,
-    VolumeHandle, VolumeKind,
+    Crypt, CryptOptions, Hashed, Key, MapOptions, PlainSpec, Replayed, Sealed, UnlockOptions,
+    Volume, VolumeHandle, VolumeKind,
 };
 
 /// Memory of the encryption layer: what requests whose buffers are shared are encrypted into.
@@ -30,6 +32,9 @@ pub(crate) type LiveCache = Rc<Cache<FileDevice, FileDevice>>;
 
 /// The encryption layer of a served stack whose sectors are authenticated.
 pub(crate) type LiveSealed = Rc<Sealed<Dyn>>;
+
+/// The dm-integrity layer of a stack.
+pub(crate) type LiveHashed = Rc<Hashed<Dyn>>;
 
 /// The encryption layer of a served stack, and what unlocking it again takes. No secret is in it.
 #[derive(Clone)]
@@ -55,6 +60,7 @@ pub(crate) struct Stack {
     pub(crate) crypt: Option<LiveCrypt>,
     /// The encryption layer, where it keeps a journal of its own.
     pub(crate) sealed: Option<LiveSealed>,
+    pub(crate) hashed: Option<LiveHashed>,
     /// What stands on what, bottom first, for people.
     pub(crate) layers: Vec<String>,
 }
@@ -62,7 +68,7 @@ pub(crate) struct Stack {
 impl Stack {
     /// A device, and nothing over it that has to be stopped.
     fn of(top: Dyn, layers: Vec<String>) -> Stack {
-        Stack { top, cache: None, crypt: None, sealed: None, layers }
+        Stack { top, cache: None, crypt: None, sealed: None, hashed: None, layers }
     }
 
     /// Ends background work and leaves everything durable. Every stack that was opened for writing
@@ -70,6 +76,9 @@ impl Stack {
     pub(crate) async fn stop(self) -> anyhow::Result<()> {
         if let Some(sealed) = &self.sealed {
             sealed.close().await.context("the integrity journal could not be emptied")?;
+        }
+        if let Some(hashed) = &self.hashed {
+            hashed.close().await.context("the integrity volume could not be closed")?;
         }
         if let Some(cache) = &self.cache {
             cache.stop().await.context("the cache could not be stopped cleanly")?;
@@ -103,9 +112,10 @@ pub(crate) async fn open(rt: &Rt, config: &StackConfig) -> anyhow::Result<Stack>
     };
     // The key first: a wrong file name must not cost a journal replay.
     let secret = read_key(source)?;
-    // A wrong key writes nothing, not even what a recovery would: with a cache that is going to be
-    // written, the volume is unlocked through a view of the set that only reads.
-    let volume = match config.cache.is_some() && !config.read_only {
+    // A wrong key writes nothing, not even what a recovery would: with a cache or a dm-integrity volume
+    // that is going to be written, the volume is unlocked through a view of them that only reads.
+    let recovers = config.cache.is_some() || config.integrity.is_some();
+    let volume = match recovers && !config.read_only {
         true => {
             let view = open_below_crypt(rt, &config.clone().reading()).await?;
             match hot_zone(rt, config, &secret, &view.top, true).await? {
@@ -139,7 +149,8 @@ pub(crate) async fn open_to_format(
     config: &StackConfig,
     force: bool,
 ) -> anyhow::Result<Stack> {
-    if config.cache.is_some() || config.crypt != CryptConfig::None {
+    let bare = config.cache.is_none() && config.integrity.is_none();
+    if !bare || config.crypt != CryptConfig::None {
         let stack = open(rt, config).await?;
         let free = signature::refuse_known(&stack.top, force).await;
         if free.is_err() {
@@ -169,6 +180,14 @@ pub(crate) fn read_key(source: &SecretSource) -> anyhow::Result<Arc<Key>> {
 }
 
 async fn open_below_crypt(rt: &Rt, config: &StackConfig) -> anyhow::Result<Stack> {
+    let stack = open_below_integrity(rt, config).await?;
+    match &config.integrity {
+        None => Ok(stack),
+        Some(wanted) => integrity::add(rt, wanted, stack).await,
+    }
+}
+
+async fn open_below_integrity(rt: &Rt, config: &StackConfig) -> anyhow::Result<Stack> {
     let hdd = open_device(rt, &config.backing, config.read_only).await?;
     let Some(ssd_path) = &config.cache else {
         return uncached(config, hdd).await;

@@ -1,34 +1,46 @@
-//! Authenticated volumes: dm-integrity keeps a tuple for each sector, authenticated encryption fills it.
+//! dm-integrity keeps a tag for each sector: authenticated encryption fills it, or a hash of the data.
 //!
 //! ```text
 //!   Sealed       encrypts and authenticates: data and tuple of each sector        sealed.rs, aead.rs
-//!   Integrity    both or neither survive a crash                                  device.rs
+//!   Hashed       the same place for a volume whose tags are hashes of its data    hashed.rs, hash.rs
+//!   Integrity    both or neither survive a crash                                  device.rs, start.rs
 //!     journal    sections of entries, commit ids                                  journal.rs, replay.rs
+//!     bitmap     regions that are being written, tags computed anew               bitmap.rs, recalculate.rs
 //!     base       runs of data and tags on the device below                        base.rs, layout.rs
 //! ```
 //!
-//! The format is the kernel's dm-integrity below dm-crypt; the LUKS2 header says `integrity`, the
-//! superblock lies where the segment begins. It detects sectors that were changed or moved. It does not
+//! The format is the kernel's dm-integrity. Below dm-crypt the LUKS2 header says `integrity`, and the
+//! superblock lies where the segment begins; by itself (integritysetup) it lies at sector 0. It detects sectors that were changed or moved. It does not
 //! detect a sector that was put back together with its old tuple.
 
 mod aead;
 mod base;
+mod bitmap;
+mod bits;
 mod device;
+mod hash;
+mod hashed;
 mod info;
 mod journal;
 mod layout;
 mod make;
+mod recalculate;
 mod replay;
 mod sealed;
+mod stale;
+mod start;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use aead::Aead;
 pub use aead::AeadSpec;
 pub use device::Journaling;
+pub use hash::HashSpec;
+pub use hashed::{Hashed, HashedOptions, Verified};
 pub use info::{IntegrityInfo, integrity_info, integrity_place};
-pub(crate) use layout::Layout;
+pub(crate) use layout::{Layout, Wishes};
 pub(crate) use make::lay_out;
+pub use make::{FirstTags, HashedFormat, format_hashed};
 pub use replay::Replayed;
 pub use sealed::{Seal, Sealed};
 
@@ -44,7 +56,7 @@ impl Seal {
     pub(crate) fn design(&self, device: Sectors) -> Result<Superblock> {
         let tag = u16::try_from(self.aead.tuple_len()).expect("at most 80 bytes");
         let log2_block = u8::try_from(self.sector_size.sectors().ilog2()).expect("at most 3");
-        Layout::design(tag, log2_block, None, None, self.start, device)
+        Layout::design(tag, log2_block, &Wishes::default(), self.start, device)
     }
 }
 

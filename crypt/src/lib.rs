@@ -131,7 +131,8 @@ pub use format::metadata::{
 pub use hash::Hash;
 pub use header::{HEAD_LEN, Header};
 pub use integrity::{
-    AeadSpec, IntegrityInfo, Journaling, Replayed, Seal, Sealed, integrity_info, integrity_place,
+    AeadSpec, FirstTags, HashSpec, Hashed, HashedFormat, HashedOptions, IntegrityInfo, Journaling,
+    Replayed, Seal, Sealed, Verified, format_hashed, integrity_info, integrity_place,
 };
 pub use io::Fill;
 pub use kdf::{

@@ -4,6 +4,7 @@
 //! Each test that needs a program prints which one is absent and passes; `tests/run` installs them all.
 
 mod cryptsetup;
+mod dm_integrity;
 mod fio;
 mod golden;
 mod integrity;

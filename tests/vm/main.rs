@@ -4,6 +4,7 @@
 //! guest's packages from, each prints the reason and passes.
 
 mod crypt_matrix;
+mod dm_integrity;
 mod golden;
 mod import;
 mod integrity;

@@ -4,7 +4,10 @@ mod cache;
 pub(crate) mod crypt;
 mod doctor;
 mod fs;
+mod integrity;
+mod interrupt;
 mod output;
+mod progress;
 mod report;
 mod serve;
 mod text;
@@ -38,6 +41,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Outcome> {
             }
         }),
         Noun::Crypt(verb) => on_lane(|rt| async move { crypt::run(&rt, verb).await }),
+        Noun::Integrity(verb) => on_lane(|rt| async move { integrity::run(&rt, verb).await }),
         Noun::Fs(verb) => on_lane(|rt| async move { fs::run(&rt, verb).await }),
         Noun::Doctor(args) => doctor::run(&args),
     }

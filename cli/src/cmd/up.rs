@@ -58,6 +58,7 @@ fn config_of(dir: &Path, args: &Up) -> StackConfig {
     StackConfig {
         backing: dir.join(HDD),
         cache: Some(dir.join(SSD)),
+        integrity: None,
         cache_mode: args.cache_mode,
         crypt: CryptConfig::Luks {
             secret: SecretSource::KeyFile { path: dir.join(KEY), offset: 0, size: None },

@@ -20,7 +20,8 @@ pub(crate) const LEN: usize = 64;
 const VERSION_MAX: u8 = 7;
 /// Longest tag that the kernel takes: an entry of a block of eight sectors must fit a journal sector.
 pub(crate) const TAG_MAX: u16 = 424;
-const INTERLEAVE: std::ops::RangeInclusive<u8> = 3..=31;
+/// log2 of the sectors of an area's data.
+pub(crate) const INTERLEAVE: std::ops::RangeInclusive<u8> = 3..=31;
 const SECTORS_PER_BLOCK_MAX: u8 = 3;
 
 const JOURNAL_MAC: u32 = 0x1;
@@ -149,23 +150,31 @@ impl Superblock {
         })
     }
 
-    /// The bytes, with the lowest version that knows the flags.
-    pub(crate) fn encode(&self) -> [u8; LEN] {
+    fn flags(&self) -> u32 {
         let flag = |on: bool, flag: u32| if on { flag } else { 0 };
-        let flags = flag(self.recalculating.is_some(), RECALCULATING)
+        flag(self.recalculating.is_some(), RECALCULATING)
             | flag(self.dirty_bitmap, DIRTY_BITMAP)
             | flag(self.fixed_padding, FIXED_PADDING)
-            | flag(self.salt.is_some(), FIXED_HMAC);
-        let version = match flags {
+            | flag(self.salt.is_some(), FIXED_HMAC)
+    }
+
+    /// The lowest version that knows the flags.
+    pub(crate) fn version(&self) -> u8 {
+        match self.flags() {
             f if f & FIXED_HMAC != 0 => 5,
             f if f & FIXED_PADDING != 0 => 4,
             f if f & DIRTY_BITMAP != 0 => 3,
             f if f & RECALCULATING != 0 => 2,
             _ => 1,
-        };
+        }
+    }
+
+    /// The bytes, with the lowest version that knows the flags.
+    pub(crate) fn encode(&self) -> [u8; LEN] {
+        let flags = self.flags();
         let raw = RawSuper {
             magic: MAGIC,
-            version,
+            version: self.version(),
             log2_interleave: self.log2_interleave,
             tag_size: U16::new(self.tag_size),
             journal_sections: U32::new(self.journal_sections),

@@ -3,9 +3,15 @@
 use std::rc::Rc;
 
 use varve_block::sync::RangeLock;
-use varve_block::{BlockDevice, BufPool, Data, DevId, Durability, Extent, IoBuf, Sector, Sectors};
+use varve_block::{
+    BlockDevice, BufPool, Data, DevId, Durability, Extent, Geometry, IoBuf, IoView, Sector, Sectors,
+};
 
 use super::Layout;
+use crate::error::{Error, Result};
+
+/// Sectors below that a request above may lie on.
+const BLOCK_MAX: Sectors = Sectors(8);
 
 pub(super) type Io<T> = varve_block::Result<T>;
 
@@ -60,6 +66,15 @@ impl<D: BlockDevice> Base<D> {
         Ok(done.expect("a buffer has a sector"))
     }
 
+    /// The data of a run in one area, which may begin and end inside of blocks of the device below.
+    pub(super) async fn read_run(&self, run: Extent, pool: &BufPool) -> Io<IoView> {
+        let at = self.layout.data(run.start);
+        let skip = Sectors(at.0 % self.block.0);
+        let len = Sectors((skip + run.len).0.next_multiple_of(self.block.0));
+        let buf = self.read_below(at - skip, pool.take(len).await).await?;
+        Ok(buf.freeze().slice(skip.byte_len()..(skip + run.len).byte_len()))
+    }
+
     /// Writes a buffer that may be longer than the requests of the device below.
     pub(super) async fn write_below(&self, at: Sector, data: Data, how: Durability) -> Io<()> {
         let range = Extent::new(at, data.sectors());
@@ -109,4 +124,32 @@ impl<D: BlockDevice> Base<D> {
         buf[bytes].copy_from_slice(tags);
         self.write_below(place.start, Data::Owned(buf), how).await
     }
+}
+
+/// The geometry above, where what is written may wait in memory (`volatile`): blocks of whole sectors of the format that are whole blocks below, too.
+pub(super) fn geometry(
+    below: &Geometry,
+    layout: &Layout,
+    volatile: bool,
+    name: &str,
+) -> Result<Geometry> {
+    if below.block > BLOCK_MAX || !layout.start.is_aligned(below.block) {
+        return Err(Error::Options(format!(
+            "integrity at sector {} does not fit the blocks of {} sectors of {}",
+            layout.start, below.block, below.dev
+        )));
+    }
+    let block = below.block.max(layout.block);
+    Ok(Geometry {
+        dev: DevId::new(format!("{name} on {}", below.dev)),
+        len: Sectors(layout.provided.0 - layout.provided.0 % block.0),
+        block,
+        preferred: below.preferred.max(block),
+        max_request: Geometry::MAX_REQUEST,
+        volatile_cache: below.volatile_cache || volatile,
+        can_discard: false,
+        fast_zero: false,
+        cheap_fua: false,
+        ..below.clone()
+    })
 }

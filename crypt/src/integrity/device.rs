@@ -4,7 +4,8 @@
 //! With a journal, blocks and their tags wait in memory ([`Ring::open`]); a flush, FUA, or a full
 //! journal *commits* them: they are written to the journal and flushed. When the journal is half full,
 //! committed blocks are copied to their places, flushed, and their sections are free again. Without a
-//! journal, data and tag go to their places at once, and a crash can leave one without the other.
+//! journal, data and tag go to their places at once, and a crash can leave one without the other; with a
+//! [`bitmap`](super::bitmap) it is known then where.
 //!
 //! # The life of a read
 //! The newest version of a block is in memory, or, when it is not there, in its place.
@@ -27,7 +28,9 @@ use varve_block::{
 };
 
 use super::base::{Base, Io};
+use super::bitmap::Bitmap;
 use super::journal::{self, Block};
+use super::stale::Stale;
 
 /// Bytes of blocks that wait in memory for a commit, and of committed ones that wait for their copy.
 const WAITING_MAX: usize = 8 << 20;
@@ -40,6 +43,9 @@ const COPY: Sectors = Sectors(1024);
 pub enum Journaling {
     /// Through the journal: a crash leaves each block old or new.
     Journal,
+    /// Directly, after a bit for the region was made durable: after a crash the tags of such regions are
+    /// computed anew. Only where tags are a hash of the data.
+    Bitmap,
     /// Directly: a crash can leave data and tag of different versions, which reads as damage.
     Direct,
 }
@@ -53,6 +59,14 @@ pub(super) enum Barrier {
     Copy,
     /// Sections that became blank, before the next part of the ring does.
     Blank,
+    /// The bits of a region, before it is written.
+    Mark,
+    /// What was written, before its bits are cleared.
+    Clean,
+    /// Tags that were computed, before the superblock or the bitmap says that they were.
+    Tags,
+    /// The superblock, before what follows from it.
+    Super,
 }
 
 #[cfg(test)]
@@ -87,8 +101,19 @@ pub(super) struct Integrity<D> {
     journaling: Journaling,
     pub(super) ring: RefCell<Ring>,
     turn: LocalMutex<()>,
-    blocks: RangeLock,
+    pub(super) blocks: RangeLock,
+    pub(super) bitmap: Option<Bitmap>,
+    /// Blocks whose tags say nothing.
+    pub(super) stale: RefCell<Stale>,
     poisoned: Cell<bool>,
+}
+
+/// Blocks as they were read.
+pub(super) struct Found {
+    pub(super) data: IoBuf,
+    pub(super) tags: Vec<u8>,
+    /// Which of them have a tag that says nothing; empty: none.
+    pub(super) stale: Vec<bool>,
 }
 
 impl<D: BlockDevice> Integrity<D> {
@@ -108,6 +133,8 @@ impl<D: BlockDevice> Integrity<D> {
             }),
             turn: LocalMutex::new(()),
             blocks: RangeLock::new(),
+            bitmap: None,
+            stale: RefCell::new(Stale::None),
             poisoned: Cell::new(false),
         }
     }
@@ -128,14 +155,14 @@ impl<D: BlockDevice> Integrity<D> {
     }
 
     /// After a failed commit or copy nobody knows what is where: no write is taken any more.
-    fn latch<T>(&self, done: Io<T>) -> Io<T> {
+    pub(super) fn latch<T>(&self, done: Io<T>) -> Io<T> {
         if done.is_err() {
             self.poisoned.set(true);
         }
         done
     }
 
-    async fn barrier(&self, which: Barrier) -> Io<()> {
+    pub(super) async fn barrier(&self, which: Barrier) -> Io<()> {
         #[cfg(test)]
         if LEFT_OUT.get() == Some(which) {
             return Ok(());
@@ -145,6 +172,16 @@ impl<D: BlockDevice> Integrity<D> {
             tracing::error!(dev = %self.base.dev, ?which, "a flush failed");
         }
         flushed
+    }
+
+    /// How a write is made that is a barrier by itself.
+    pub(super) fn durably(&self, which: Barrier) -> Durability {
+        #[cfg(test)]
+        if LEFT_OUT.get() == Some(which) {
+            return Durability::Cached;
+        }
+        let _ = which;
+        Durability::Fua
     }
 
     /// The newest versions of the blocks of a range that are not in their places.
@@ -159,7 +196,7 @@ impl<D: BlockDevice> Integrity<D> {
     }
 
     /// Reads whole blocks and their tags.
-    pub(super) async fn read(&self, at: Sector, buf: IoBuf) -> Io<(IoBuf, Vec<u8>)> {
+    pub(super) async fn read(&self, at: Sector, buf: IoBuf) -> Io<Found> {
         let layout = &self.base.layout;
         let range = Extent::new(at, buf.sectors());
         let _still = self.blocks.read(range).await;
@@ -169,12 +206,26 @@ impl<D: BlockDevice> Integrity<D> {
             true => (buf, vec![0; blocks * layout.tag]),
             false => self.read_places(range, buf).await?,
         };
+        let mut stale = self.stale_of(range);
         for (at, block) in waiting {
             let n = layout.blocks(Sector(at) - range.start);
+            if let Some(stale) = stale.get_mut(n) {
+                *stale = false;
+            }
             buf[n * block.data.len()..][..block.data.len()].copy_from_slice(&block.data);
             tags[n * layout.tag..][..layout.tag].copy_from_slice(&block.tag);
         }
-        Ok((buf, tags))
+        Ok(Found { data: buf, tags, stale })
+    }
+
+    /// For each block of a range whether its tag says nothing; empty: none of them.
+    fn stale_of(&self, range: Extent) -> Vec<bool> {
+        let stale = self.stale.borrow();
+        if stale.is_clear_of(range) {
+            return Vec::new();
+        }
+        let step = usize::try_from(self.base.layout.block.0).expect("at most eight");
+        (range.start.0..range.end().0).step_by(step).map(|at| stale.has(Sector(at))).collect()
     }
 
     async fn read_places(&self, range: Extent, buf: IoBuf) -> Io<(IoBuf, Vec<u8>)> {
@@ -213,7 +264,9 @@ impl<D: BlockDevice> Integrity<D> {
         let range = Extent::new(at, data.sectors());
         self.check(Op::Write, range)?;
         match self.journaling {
-            Journaling::Direct => self.write_places(range, &data, tags, how).await,
+            Journaling::Direct | Journaling::Bitmap => {
+                self.write_places(range, &data, tags, how).await
+            }
             Journaling::Journal => {
                 self.journal(range, &data, tags).await?;
                 match how {
@@ -239,6 +292,7 @@ impl<D: BlockDevice> Integrity<D> {
             let first = base.layout.blocks(from) * base.layout.tag;
             let tags = &tags[first..first + base.layout.blocks(run.len) * base.layout.tag];
             let _alone = self.blocks.write(run).await;
+            self.latch(self.mark(run).await)?;
             let data = Data::Shared(data.slice(bytes));
             let at = base.layout.data(run.start);
             let (one, two) =
@@ -305,7 +359,7 @@ impl<D: BlockDevice> Integrity<D> {
     pub(super) async fn flush(&self) -> Io<()> {
         let nowhere = Extent::default();
         self.check(Op::Flush, nowhere)?;
-        if self.journaling == Journaling::Direct {
+        if self.journaling != Journaling::Journal {
             return self.latch(self.base.below.flush().await);
         }
         let _turn = self.turn.lock().await;
@@ -405,7 +459,7 @@ impl<D: BlockDevice> Integrity<D> {
     /// Everything goes to its place, and the journal is left without entries.
     pub(super) async fn close(&self) -> Io<()> {
         self.flush().await?;
-        if self.journaling == Journaling::Direct {
+        if self.journaling != Journaling::Journal {
             return Ok(());
         }
         let _turn = self.turn.lock().await;

@@ -31,6 +31,11 @@ fn commit_id(seq: u8, section: u32, sector: u64) -> [u8; 8] {
     (BASES[usize::from(seq)] ^ (u64::from(section) << 32) ^ sector).to_le_bytes()
 }
 
+/// Whether a sector carries a commit id of that place in a journal: what else lies there has none.
+pub(crate) fn is_of_journal(section: u32, sector: u64, bytes: &[u8]) -> bool {
+    (0..SEQUENCES).any(|seq| bytes[ID] == commit_id(seq, section, sector))
+}
+
 /// A block on its way to its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Block {

@@ -25,6 +25,19 @@ const JOURNAL_MAX: u64 = 131_072;
 /// Sectors that one bit of a bitmap stands for, at least.
 const LOG2_SECTORS_PER_BIT: u8 = 15;
 
+/// What a new superblock may be asked for; what is not said is as the kernel has it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Wishes {
+    /// Goes into every internal hash.
+    pub(crate) salt: Option<[u8; 16]>,
+    /// Sectors of the journal.
+    pub(crate) journal: Option<u64>,
+    /// Sectors of an area's data, rounded down to a power of two.
+    pub(crate) interleave: Option<u64>,
+    /// Sectors that a bit of the bitmap stands for, rounded down to a power of two.
+    pub(crate) sectors_per_bit: Option<u64>,
+}
+
 /// Numbers that follow from a superblock and its place. All are bounded: nothing computed from them
 /// for a sector below `provided` overflows or leaves the device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,18 +104,20 @@ impl Layout {
         }
     }
 
-    /// What a new superblock at `start` says. `journal`: sectors of the journal, or the default.
+    /// What a new superblock at `start` says.
     pub(crate) fn design(
         tag_size: u16,
         log2_block: u8,
-        salt: Option<[u8; 16]>,
-        journal: Option<u64>,
+        wishes: &Wishes,
         start: Sector,
         device: Sectors,
     ) -> Result<Superblock> {
+        let log2 = |n: u64| u8::try_from(n.max(1).ilog2()).expect("at most 63");
+        let log2_interleave = wishes.interleave.map_or(LOG2_INTERLEAVE, log2);
         let mut sb = Superblock {
             tag_size,
-            log2_interleave: LOG2_INTERLEAVE,
+            log2_interleave: log2_interleave
+                .clamp(*format::INTERLEAVE.start(), *format::INTERLEAVE.end()),
             journal_sections: 1,
             provided: Sectors(0),
             log2_block,
@@ -110,9 +125,9 @@ impl Layout {
             recalculating: None,
             dirty_bitmap: false,
             fixed_padding: true,
-            salt,
+            salt: wishes.salt,
         };
-        let journal = journal.unwrap_or((device.0 / JOURNAL_SHARE).min(JOURNAL_MAX));
+        let journal = wishes.journal.unwrap_or((device.0 / JOURNAL_SHARE).min(JOURNAL_MAX));
         let section = Layout::unsized_of(&sb, start).section.0;
         sb.journal_sections = u32::try_from((journal / section).max(1))
             .map_err(|_| Error::Options(format!("a journal of {journal} sectors is too long")))?;
@@ -125,7 +140,8 @@ impl Layout {
                 layout.initial + layout.run
             )));
         }
-        sb.log2_blocks_per_bit = layout.log2_blocks_per_bit(sb.provided);
+        sb.log2_blocks_per_bit =
+            layout.log2_blocks_per_bit(sb.provided, wishes.sectors_per_bit.map(log2));
         Ok(sb)
     }
 
@@ -142,14 +158,29 @@ impl Layout {
         sb
     }
 
-    /// Blocks to a bit, so that the bitmap fits the journal's place.
-    fn log2_blocks_per_bit(&self, provided: Sectors) -> u8 {
-        let bits = ((self.initial - format::SECTORS) << 12).min(u64::from(u32::MAX));
-        let mut log2 = LOG2_SECTORS_PER_BIT.max(self.log2_block);
+    /// Blocks to a bit, so that the bitmap fits the journal's place. `wanted`: log2 of sectors.
+    pub(crate) fn log2_blocks_per_bit(&self, provided: Sectors, wanted: Option<u8>) -> u8 {
+        let bits = self.bits_max();
+        let mut log2 = wanted.unwrap_or(LOG2_SECTORS_PER_BIT).max(self.log2_block);
         while log2 < 63 && bits < provided.0.div_ceil(1 << log2) {
             log2 += 1;
         }
         log2 - self.log2_block
+    }
+
+    /// Bits that the journal's place has room for.
+    pub(crate) fn bits_max(&self) -> u64 {
+        (self.journal_len().0 << 12).min(u64::from(u32::MAX))
+    }
+
+    /// Sectors of the journal, or of the place that a bitmap takes.
+    pub(crate) fn journal_len(&self) -> Sectors {
+        Sectors(self.initial - format::SECTORS)
+    }
+
+    /// Where a bitmap begins: in the place of the journal.
+    pub(crate) fn map_at(&self) -> Sector {
+        self.start + Sectors(format::SECTORS)
     }
 
     /// The most sectors that such a device can provide: bit by bit from the highest one, as the

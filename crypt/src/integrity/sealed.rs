@@ -11,12 +11,12 @@ use std::sync::Arc;
 
 use varve_block::{
     BlockDevice, BufPool, Data, DevId, Durability, Error as BlockError, ErrorKind, Extent,
-    Geometry, IoBuf, Op, Rt, Sector, Sectors, Zero,
+    Geometry, IoBuf, Op, Rt, Sector, Zero,
 };
 
 use super::aead::Aead;
-use super::base::{Base, Io};
-use super::device::{Integrity, Journaling};
+use super::base::{Base, Io, geometry};
+use super::device::{Found, Integrity, Journaling};
 use super::replay::Replayed;
 use super::{Layout, read_superblock};
 use crate::device::VolumeHandle;
@@ -26,8 +26,6 @@ use crate::xts::SectorSize;
 
 /// Bytes that are sealed or opened before other tasks of the lane get their turn.
 const TURN_BYTES: usize = 64 << 10;
-/// Sectors below that a request above may lie on.
-const BLOCK_MAX: Sectors = Sectors(8);
 
 /// What a volume with integrity has in place of segments.
 #[derive(Clone, Debug)]
@@ -84,7 +82,8 @@ impl<D: BlockDevice> Sealed<D> {
                 "dm-integrity with tags of its own below an authenticated cipher",
             ));
         }
-        let geometry = geometry(&beneath, &layout, seal.journaling)?;
+        let volatile = seal.journaling == Journaling::Journal;
+        let geometry = geometry(&beneath, &layout, volatile, "crypt")?;
         let base = Base::new(below, layout, DevId::new(format!("integrity on {}", beneath.dev)));
         let integrity = Integrity::new(base, seal.journaling);
         let replayed = integrity.recover(!beneath.read_only).await?;
@@ -167,7 +166,7 @@ impl<D: BlockDevice> BlockDevice for Sealed<D> {
     async fn read(&self, at: Sector, buf: IoBuf) -> Io<IoBuf> {
         let range = Extent::new(at, buf.sectors());
         self.geometry.admit(Op::Read, range)?;
-        let (mut buf, tuples) = self.integrity.read(at, buf).await?;
+        let Found { data: mut buf, tags: tuples, .. } = self.integrity.read(at, buf).await?;
         let (_volume, aead) = self.unlocked(Op::Read, range)?;
         let (unit, tag) = (self.unit(), aead.tuple_len());
         let mut n = at;
@@ -226,27 +225,4 @@ impl<D: BlockDevice> BlockDevice for Sealed<D> {
         }
         Ok(())
     }
-}
-
-/// The geometry above: blocks of whole encryption sectors that are whole blocks below, too.
-fn geometry(below: &Geometry, layout: &Layout, journaling: Journaling) -> Result<Geometry> {
-    if below.block > BLOCK_MAX || !layout.start.is_aligned(below.block) {
-        return Err(Error::Options(format!(
-            "integrity at sector {} does not fit the blocks of {} sectors of {}",
-            layout.start, below.block, below.dev
-        )));
-    }
-    let block = below.block.max(layout.block);
-    Ok(Geometry {
-        dev: DevId::new(format!("crypt on {}", below.dev)),
-        len: Sectors(layout.provided.0 - layout.provided.0 % block.0),
-        block,
-        preferred: below.preferred.max(block),
-        max_request: Geometry::MAX_REQUEST,
-        volatile_cache: below.volatile_cache || journaling == Journaling::Journal,
-        can_discard: false,
-        fast_zero: false,
-        cheap_fua: false,
-        ..below.clone()
-    })
 }

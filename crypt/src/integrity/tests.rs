@@ -1,3 +1,4 @@
+use std::rc::Rc;
 use std::sync::Arc;
 
 use super::*;
@@ -13,6 +14,9 @@ use varve_block::{
 };
 
 mod crash;
+mod hashed;
+mod hashed_crash;
+mod model;
 mod scenarios;
 
 /// Where the superblock lies on the devices here.
@@ -63,16 +67,21 @@ async fn open<D: BlockDevice>(
     Sealed::open(rt, below, handle, BufPool::new(8 << 20)).await
 }
 
+/// A journal of so many sectors.
+fn journal(sectors: u64) -> Wishes {
+    Wishes { journal: Some(sectors), ..Wishes::default() }
+}
+
 /// A superblock for a device of that length, with a journal of about so many sections.
 fn superblock(shape: Shape, device: Sectors, sections: u32) -> Superblock {
     let seal = volume(shape, Journaling::Journal).seal.unwrap();
     let tag = u16::try_from(seal.aead.tuple_len()).unwrap();
     let log2 = u8::try_from(seal.sector_size.sectors().trailing_zeros()).unwrap();
     let large = Sectors(1 << 20);
-    let one = Layout::design(tag, log2, None, Some(0), START, large).unwrap();
+    let one = Layout::design(tag, log2, &journal(0), START, large).unwrap();
     let section = Layout::new(&one, START, large).unwrap().section.0;
-    let journal = Some(section * u64::from(sections));
-    let sb = Layout::design(tag, log2, None, journal, START, large).unwrap();
+    let wishes = journal(section * u64::from(sections));
+    let sb = Layout::design(tag, log2, &wishes, START, large).unwrap();
     Layout::interleaved(sb, 7, START, device)
 }
 

@@ -11,6 +11,8 @@ use varve_block::{
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
     Write(u64, Vec<u8>),
+    /// A write that is durable once it is answered, whatever comes of those before it.
+    Durable(u64, Vec<u8>),
     Flush,
 }
 
@@ -42,7 +44,7 @@ impl Recorder {
     }
 
     pub(crate) fn has_written(&self) -> bool {
-        self.events.borrow().iter().any(|e| matches!(e, Event::Write(..)))
+        self.events.borrow().iter().any(|e| matches!(e, Event::Write(..) | Event::Durable(..)))
     }
 }
 
@@ -59,7 +61,11 @@ impl BlockDevice for Recorder {
         if self.lost.get() == Some(at) {
             return Ok(data);
         }
-        self.events.borrow_mut().push(Event::Write(at.byte(), data.as_ref().to_vec()));
+        let bytes = data.as_ref().to_vec();
+        self.events.borrow_mut().push(match how {
+            Durability::Cached => Event::Write(at.byte(), bytes),
+            Durability::Fua => Event::Durable(at.byte(), bytes),
+        });
         self.mem.write(at, data, how).await
     }
 
@@ -91,15 +97,18 @@ pub(crate) fn each_cut(before: &[u8], events: &[Event], mut look: impl FnMut(&Cu
     let chance = Sim::new(7).run(|rt| async move { rt.prng().fork() });
     let mut durable = before.to_vec();
     for epoch in events.split(|e| matches!(e, Event::Flush)) {
-        let sectors: Vec<(u64, &[u8])> = epoch
+        let sectors: Vec<(u64, &[u8], bool)> = epoch
             .iter()
             .filter_map(|e| match e {
-                Event::Write(at, bytes) => Some((at, bytes)),
+                Event::Write(at, bytes) => Some((at, bytes, false)),
+                Event::Durable(at, bytes) => Some((at, bytes, true)),
                 Event::Flush => None,
             })
-            .flat_map(|(at, bytes)| (at / 512..).zip(bytes.chunks(512)))
+            .flat_map(|(at, bytes, durable)| {
+                (at / 512..).zip(bytes.chunks(512)).map(move |(at, bytes)| (at, bytes, durable))
+            })
             .collect();
-        let put = |image: &mut Vec<u8>, (sector, bytes): (u64, &[u8])| {
+        let put = |image: &mut Vec<u8>, (sector, bytes, _): (u64, &[u8], bool)| {
             let at = usize::try_from(sector * 512).unwrap();
             image[at..at + bytes.len()].copy_from_slice(bytes);
         };
@@ -107,7 +116,10 @@ pub(crate) fn each_cut(before: &[u8], events: &[Event], mut look: impl FnMut(&Cu
         for _ in 0..12 {
             let mut image = durable.clone();
             let mut n = 0;
-            for &sector in sectors.iter().filter(|_| chance.chance(1, 2)) {
+            // What is durable is there once anything after it is.
+            let any = sectors.iter().any(|(.., durable)| *durable);
+            let until = if any { chance.index(of + 1) } else { of };
+            for &sector in sectors[..until].iter().filter(|s| s.2 || chance.chance(1, 2)) {
                 put(&mut image, sector);
                 n += 1;
             }

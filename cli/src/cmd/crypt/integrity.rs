@@ -1,8 +1,8 @@
 //! `--integrity`: making volumes whose sectors are authenticated, and showing what they say.
 
-use super::interrupt::Interrupt;
 use super::target::Superblock;
 use crate::args::CryptFormat;
+use crate::cmd::interrupt::Interrupt;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::Write;
 use std::sync::Arc;

@@ -4,7 +4,6 @@ mod bench;
 mod control;
 mod header;
 mod integrity;
-mod interrupt;
 mod keys;
 mod online;
 mod pbkdf;

@@ -1,9 +1,9 @@
 //! `varve crypt reencrypt --online`: what a running server is told, and how far it is.
 
 use super::control::say;
-use super::interrupt::Interrupt;
 use super::reencrypt::{bar, report, secrets};
 use crate::args::CryptReencrypt;
+use crate::cmd::interrupt::Interrupt;
 use crate::config::{SecretSource, secret_of};
 use crate::failure::{Outcome, usage};
 use anyhow::{Context, bail};

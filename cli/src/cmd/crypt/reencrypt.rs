@@ -1,8 +1,8 @@
 //! `varve crypt reencrypt`: another key for data in place, resumable at any moment.
 
-use super::interrupt::Interrupt;
 use super::{header_device, pbkdf, sector_size};
 use crate::args::{CryptReencrypt, DirectionArg, LuksType, ResilienceArg};
+use crate::cmd::interrupt::Interrupt;
 use crate::cmd::output;
 use crate::config::{CryptConfig, SecretSource, StackConfig};
 use crate::failure::{Outcome, usage};

@@ -1,7 +1,7 @@
 //! The device whose header a command is about.
 
 use crate::args::StackArgs;
-use crate::config::{HeaderConfig, HeaderPlace, SecretSource};
+use crate::config::{HeaderConfig, HeaderPlace, SecretSource, StackConfig};
 use crate::failure::usage;
 use crate::stack::{self, Stack};
 use std::cell::OnceCell;
@@ -64,7 +64,8 @@ impl Target {
                 (Dyn::new(stack::open_device(rt, path, read_only).await?), None)
             }
             HeaderPlace::Below(below) => {
-                let below = if read_only { below.clone().reading() } else { below.clone() };
+                let below = StackConfig::clone(below);
+                let below = if read_only { below.reading() } else { below };
                 let stack = stack::open(rt, &below).await?;
                 (stack.top.clone(), Some(stack))
             }

@@ -1,8 +1,9 @@
 //! `varve fs chunk-recover`: the chunks that could be rebuilt from what lies on the devices.
 
-use super::{progress, source};
+use super::source;
 use crate::args::FsLook;
 use crate::cmd::output;
+use crate::cmd::progress;
 use crate::config::StackConfig;
 use crate::failure::Outcome;
 use anyhow::Context;

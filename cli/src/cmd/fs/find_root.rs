@@ -1,8 +1,9 @@
 //! `varve fs find-root`: older roots of a tree, to start a rescue from.
 
-use super::{progress, source};
+use super::source;
 use crate::args::FsFindRoot;
 use crate::cmd::output;
+use crate::cmd::progress;
 use crate::config::StackConfig;
 use crate::failure::Outcome;
 use serde_json::json;

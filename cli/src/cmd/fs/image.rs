@@ -1,9 +1,9 @@
 //! `varve fs image`: metadata dumps, out and in.
 
-use super::progress;
 use super::target::{Fresh, name, reading, reading_all};
 use crate::args::{FsImage, FsImageDump, FsImageRestore, FsTarget, StackArgs};
 use crate::cmd::output;
+use crate::cmd::progress;
 use crate::failure::Outcome;
 use anyhow::{Context, bail};
 use serde_json::json;

@@ -11,7 +11,6 @@ mod image;
 mod log;
 mod map;
 mod mount;
-mod progress;
 mod rescue;
 mod resolve;
 mod send;

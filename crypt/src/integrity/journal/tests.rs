@@ -1,10 +1,11 @@
 use super::*;
+use crate::integrity::Wishes;
 use proptest::prelude::*;
 use varve_block::{Sector, Sectors};
 
 fn layout(tag: u16, log2_block: u8) -> Layout {
     let device = Sectors(49152);
-    let sb = Layout::design(tag, log2_block, None, None, Sector(0), device).unwrap();
+    let sb = Layout::design(tag, log2_block, &Wishes::default(), Sector(0), device).unwrap();
     Layout::new(&sb, Sector(0), device).unwrap()
 }
 

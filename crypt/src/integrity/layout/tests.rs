@@ -20,7 +20,7 @@ const KERNEL: &[(u16, u8, u64, u64, u64, u64)] = &[
 fn data_and_tags_lie_where_the_kernel_has_them() {
     for &(tag, log2_block, start, data, tag0, tag8) in KERNEL {
         let start = Sector(start);
-        let sb = Layout::design(tag, log2_block, None, None, start, DEVICE).unwrap();
+        let sb = Layout::design(tag, log2_block, &Wishes::default(), start, DEVICE).unwrap();
         let l = Layout::new(&sb, start, DEVICE).unwrap();
         assert_eq!((l.data(Sector(0)), l.data(Sector(8))), (Sector(data), Sector(data + 8)));
         assert_eq!((l.tag_byte(Sector(0)), l.tag_byte(Sector(8))), (tag0, tag8));
@@ -33,7 +33,7 @@ fn a_new_superblock_says_what_the_kernels_say() {
     for (tag, log2_block, provided, sections, bits) in
         [(4, 0, 0xbc98, 2, 15), (32, 3, 0xbcf0, 1, 12), (32, 0, 0xae98, 4, 15)]
     {
-        let sb = Layout::design(tag, log2_block, None, None, Sector(0), DEVICE).unwrap();
+        let sb = Layout::design(tag, log2_block, &Wishes::default(), Sector(0), DEVICE).unwrap();
         assert_eq!(sb.provided, Sectors(provided));
         assert_eq!((sb.journal_sections, sb.log2_blocks_per_bit), (sections, bits));
     }
@@ -41,19 +41,19 @@ fn a_new_superblock_says_what_the_kernels_say() {
 
 #[test]
 fn a_superblock_that_claims_more_than_fits_is_refused() {
-    let mut sb = Layout::design(32, 0, None, None, Sector(0), DEVICE).unwrap();
+    let mut sb = Layout::design(32, 0, &Wishes::default(), Sector(0), DEVICE).unwrap();
     assert!(Layout::new(&sb, Sector(0), DEVICE).is_ok());
     assert!(Layout::new(&sb, Sector(0), DEVICE - Sectors(8)).is_err());
     sb.provided += Sectors(8);
     assert!(matches!(Layout::new(&sb, Sector(0), DEVICE), Err(Error::Corrupt(_))));
     sb.journal_sections = u32::MAX;
     assert!(Layout::new(&sb, Sector(0), DEVICE).is_err());
-    assert!(Layout::design(32, 0, None, None, Sector(0), Sectors(100)).is_err());
+    assert!(Layout::design(32, 0, &Wishes::default(), Sector(0), Sectors(100)).is_err());
 }
 
 #[test]
 fn entries_are_dealt_over_the_entry_sectors() {
-    let sb = Layout::design(4, 0, None, None, Sector(0), DEVICE).unwrap();
+    let sb = Layout::design(4, 0, &Wishes::default(), Sector(0), DEVICE).unwrap();
     let l = Layout::new(&sb, Sector(0), DEVICE).unwrap();
     assert_eq!((l.entry_at(0).0, l.entry_at(1).0, l.entry_at(8).0), (0, 512, l.entry));
     assert_eq!(l.entry_at(3).1, (8 + 3) * 512);
@@ -68,7 +68,7 @@ proptest! {
         device in 3000u64..60_000,
         padded in any::<bool>(),
     ) {
-        let Ok(mut sb) = Layout::design(tag, log2_block, None, Some(64), Sector(0), Sectors(device))
+        let Ok(mut sb) = Layout::design(tag, log2_block, &Wishes { journal: Some(64), ..Wishes::default() }, Sector(0), Sectors(device))
         else { return Ok(()) };
         (sb.log2_interleave, sb.fixed_padding) = (log2_interleave, padded);
         sb.provided = Layout::unsized_of(&sb, Sector(0)).most(Sectors(device));

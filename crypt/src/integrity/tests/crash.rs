@@ -1,73 +1,13 @@
 //! Power cuts at every write. With a journal each sector is old or new and its tag verifies; what was
 //! flushed is there.
 
+use super::model::*;
 use super::*;
 use crate::integrity::device::{Barrier, LEFT_OUT};
 use crate::testing::recorder::{Event, Recorder, each_cut};
+use varve_block::Prng;
 use varve_block::dev::SimDisk;
 use varve_block::dev::sim::{Image, Plan};
-use varve_block::{DevId, Geometry, Prng};
-
-/// Per block, the versions that may be found: the last one that is durable, and each since.
-struct Model(Vec<Vec<u64>>);
-
-impl Model {
-    fn new(blocks: usize) -> Model {
-        Model(vec![vec![0]; blocks])
-    }
-    fn write(&mut self, block: usize, version: u64) {
-        self.0[block].push(version);
-    }
-    fn flush(&mut self) {
-        for v in &mut self.0 {
-            v.drain(..v.len() - 1);
-        }
-    }
-    fn settle(&mut self, block: usize) {
-        let v = &mut self.0[block];
-        v.drain(..v.len() - 1);
-    }
-}
-
-/// A block's bytes: zeroes, or its version and number all over.
-fn bytes(block: usize, version: u64, len: usize) -> Vec<u8> {
-    match version {
-        0 => vec![0; len],
-        v => (v << 16 | block as u64).to_le_bytes().repeat(len / 8),
-    }
-}
-
-/// Every block is one of those that the model allows; it is the only one from now on.
-async fn check<D: BlockDevice>(s: &Sealed<D>, model: &mut Model, unit: usize, what: &str) {
-    let sectors = unit as u64 / 512;
-    for (block, allowed) in model.0.iter_mut().enumerate() {
-        let found = match try_read(s, block as u64 * sectors, sectors).await {
-            Ok(found) => found,
-            Err(e) => panic!("{what}: block {block}: {}", varve_block::chain(&e)),
-        };
-        let Some(v) = allowed.iter().rev().find(|v| bytes(block, **v, unit) == found) else {
-            panic!("{what}: block {block} is none of {allowed:?}: {:?}", &found[..8]);
-        };
-        *allowed = vec![*v];
-    }
-}
-
-const DEVICE: Sectors = Sectors(2048);
-
-fn disk_geometry(block: u64) -> Geometry {
-    Geometry { block: Sectors(block), ..Geometry::new(DevId::new("sim"), DEVICE) }
-}
-
-fn image_of(disk: &Mem, unit: u64) -> Image {
-    let mut image = Image::with_unit(DEVICE, Sectors(unit));
-    image.poke(Sector(0), &disk.to_vec());
-    image
-}
-
-/// A time until a cut, as likely within one operation of the disk as within a hundred.
-fn moment(chance: &Prng) -> std::time::Duration {
-    std::time::Duration::from_nanos(chance.below(1 << (8 + chance.below(11))))
-}
 
 /// The recovery itself is cut, or what it leaves.
 async fn cut_recovery(rt: &Rt, shape: Shape, disk: SimDisk, chance: &Prng) -> Image {
@@ -97,7 +37,7 @@ async fn life(
     let s = open(rt, disk.clone(), shape, Journaling::Journal).await.unwrap();
     let len = usize::try_from(shape.2).unwrap();
     check(&s, model, len, &what).await;
-    let s = std::rc::Rc::new(s);
+    let s = Rc::new(s);
     for _ in 0..chance.below(30) {
         let block = chance.index(model.0.len() - 4);
         match chance.below(12) {
@@ -119,7 +59,7 @@ async fn life(
             }
             3 => {
                 // A read, and a flush under way, while others write.
-                let other = std::rc::Rc::clone(&s);
+                let other = Rc::clone(&s);
                 drop(rt.spawn(async move { drop(other.flush().await) }));
                 let sectors = shape.2 / 512;
                 drop(try_read(&*s, block as u64 * sectors, sectors).await.unwrap());
@@ -148,7 +88,7 @@ async fn life(
         }
     }
     if chance.chance(1, 2) {
-        let other = std::rc::Rc::clone(&s);
+        let other = Rc::clone(&s);
         drop(rt.spawn(async move { drop(other.flush().await) }));
         rt.sleep(moment(chance)).await;
     }
@@ -271,23 +211,6 @@ fn recovered(image: &[u8], shape: Shape) -> (Vec<u64>, Vec<u8>, Vec<Event>) {
         seen
     });
     (seen, disk.image(), disk.take())
-}
-
-/// What is seen is the state after some whole number of flushes, or between two of them per block.
-fn check_prefix(seen: &[u64], marks: &[(usize, u64)]) {
-    let state = |flushes: usize| {
-        let mut state = vec![0; seen.len()];
-        for (block, version) in &marks[..flushes * 3] {
-            state[*block] = *version;
-        }
-        state
-    };
-    let rounds = marks.len() / 3;
-    let fits = (0..=rounds).any(|n| {
-        let (low, high) = (state(n), state((n + 1).min(rounds)));
-        seen.iter().enumerate().all(|(i, v)| *v == low[i] || *v == high[i])
-    });
-    assert!(fits, "{seen:?} is between no two flushes");
 }
 
 /// Without a journal a cut may separate data and tag: an error, and never wrong bytes. What was flushed and

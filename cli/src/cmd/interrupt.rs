@@ -6,13 +6,13 @@ use std::rc::Rc;
 use varve_block::{Rt, Task};
 
 /// From its start to [`Interrupt::end`], a signal is a wish and does not end the program.
-pub(super) struct Interrupt {
+pub(crate) struct Interrupt {
     raised: Rc<Cell<bool>>,
     watching: Task<()>,
 }
 
 impl Interrupt {
-    pub(super) fn watch(rt: &Rt) -> anyhow::Result<Interrupt> {
+    pub(crate) fn watch(rt: &Rt) -> anyhow::Result<Interrupt> {
         let mut signals = rt.signals()?;
         let raised = Rc::new(Cell::new(false));
         let set = Rc::clone(&raised);
@@ -23,16 +23,16 @@ impl Interrupt {
         Ok(Interrupt { raised, watching })
     }
 
-    pub(super) fn is_raised(&self) -> bool {
+    pub(crate) fn is_raised(&self) -> bool {
         self.raised.get()
     }
 
     /// The answer to work that asks whether it should go on.
-    pub(super) fn flow(&self) -> ControlFlow<()> {
+    pub(crate) fn flow(&self) -> ControlFlow<()> {
         if self.is_raised() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
-    pub(super) async fn end(self) {
+    pub(crate) async fn end(self) {
         self.watching.cancel().await;
     }
 }

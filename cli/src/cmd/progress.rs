@@ -4,7 +4,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 
 /// A bar of bytes whose number is told by [`show`].
-pub(super) fn bytes(what: &'static str) -> ProgressBar {
+pub(crate) fn bytes(what: &'static str) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
@@ -15,7 +15,7 @@ pub(super) fn bytes(what: &'static str) -> ProgressBar {
     bar
 }
 
-pub(super) fn show(bar: &ProgressBar, done: u64, total: u64) {
+pub(crate) fn show(bar: &ProgressBar, done: u64, total: u64) {
     bar.set_length(total);
     bar.set_position(done);
 }
