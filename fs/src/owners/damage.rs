@@ -64,8 +64,11 @@ pub struct Place {
     pub kind: PlaceKind,
     /// Where the copies are.
     pub copies: Vec<Physical>,
-    /// The files that lose bytes. For [`PlaceKind::Bookend`] those that keep the extent allocated.
+    /// The files that lose bytes.
     pub used: Vec<Used>,
+    /// The files that lose nothing here, but keep the extent allocated with other parts of it that they
+    /// use: the bad sector stays until these are gone too, or written anew.
+    pub holders: Vec<Used>,
     /// For a tree block: the trees that hold it, as far as the extent tree says.
     pub trees: Vec<u64>,
 }
@@ -99,25 +102,11 @@ impl<D: BlockDevice> Fs<D> {
         let mut damage = Damage { places: Vec::new(), unread: owners.unread };
         for &at in bad {
             let mut place = self.place(at, sector).await;
-            let bad = range(at);
-            let using = |(root, owner): &(u64, Owner)| {
-                let id = InodeId { root: *root, ino: owner.inode };
-                let paths = named.get(&id).cloned().unwrap_or_default();
-                owner.lost(&bad).map(|range| Used { id, range, paths })
-            };
             if place.kind == PlaceKind::Metadata || place.kind == PlaceKind::Unmapped {
                 damage.places.push(place);
                 continue;
             }
-            place.used = owners.found.iter().filter_map(using).collect();
-            if !place.used.is_empty() {
-                place.kind = PlaceKind::Data;
-            } else if place.kind == PlaceKind::Unreferenced {
-                place.used = holders(&owners.found, &bad, &named);
-                if !place.used.is_empty() {
-                    place.kind = PlaceKind::Bookend;
-                }
-            }
+            place.give_to(&owners.found, &named);
             damage.places.push(place);
         }
         Ok(damage)
@@ -141,6 +130,7 @@ impl<D: BlockDevice> Fs<D> {
             kind: PlaceKind::Unmapped,
             copies: piece.map(|piece| piece.copies).unwrap_or_default(),
             used: Vec::new(),
+            holders: Vec::new(),
             trees: Vec::new(),
         };
         let Some(flags) = flags else { return place };
@@ -195,19 +185,28 @@ impl<D: BlockDevice> Fs<D> {
     }
 }
 
-/// Those whose extent covers the bad range, although they use none of it.
-fn holders(
-    found: &[(u64, Owner)],
-    bad: &Range<u64>,
-    named: &BTreeMap<InodeId, Vec<Vec<u8>>>,
-) -> Vec<Used> {
-    let covers = |owner: &Owner| {
-        owner.extent.0 < bad.end && bad.start < owner.extent.0.saturating_add(owner.extent_len)
-    };
-    let held = found.iter().filter(|(_, owner)| covers(owner)).map(|(root, owner)| {
-        let id = InodeId { root: *root, ino: owner.inode };
-        let range = owner.offset..owner.offset.saturating_add(owner.len);
-        Used { id, range, paths: named.get(&id).cloned().unwrap_or_default() }
-    });
-    held.collect()
+impl Place {
+    /// Finds its files among those that use the extents asked for.
+    fn give_to(&mut self, found: &[(u64, Owner)], named: &BTreeMap<InodeId, Vec<Vec<u8>>>) {
+        let bad = self.at.0..self.at.0.saturating_add(self.len);
+        let mut holders = BTreeMap::new();
+        for (root, owner) in found.iter().filter(|(_, owner)| owner.covers(&bad)) {
+            let id = InodeId { root: *root, ino: owner.inode };
+            let used = |range| Used { id, range, paths: named.get(&id).cloned().unwrap_or_default() };
+            match owner.lost(&bad) {
+                Some(range) => self.used.push(used(range)),
+                None => {
+                    let range = owner.offset..owner.offset.saturating_add(owner.len);
+                    holders.entry(id).or_insert_with(|| used(range));
+                }
+            }
+        }
+        holders.retain(|id, _| self.used.iter().all(|used| used.id != *id));
+        self.holders = holders.into_values().collect();
+        if !self.used.is_empty() {
+            self.kind = PlaceKind::Data;
+        } else if self.kind == PlaceKind::Unreferenced && !self.holders.is_empty() {
+            self.kind = PlaceKind::Bookend;
+        }
+    }
 }

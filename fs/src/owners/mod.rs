@@ -46,13 +46,18 @@ pub struct Owner {
 }
 
 impl Owner {
+    /// Whether its extent covers some of the addresses, used by the file or not.
+    fn covers(&self, bad: &Range<u64>) -> bool {
+        self.extent.0 < bad.end && bad.start < self.extent.0.saturating_add(self.extent_len)
+    }
+
     /// The bytes of the file that are lost with the addresses `bad`: all of a compressed extent.
     /// `None` where the file uses other parts of the extent.
     pub fn lost(&self, bad: &Range<u64>) -> Option<Range<u64>> {
-        let (start, end) = (self.extent.0, self.extent.0.saturating_add(self.extent_len));
-        if bad.end <= start || bad.start >= end {
+        if !self.covers(bad) {
             return None;
         }
+        let start = self.extent.0;
         if self.compressed {
             return Some(self.offset..self.offset.saturating_add(self.len));
         }

@@ -129,7 +129,16 @@ fn what_restore_recovers_an_export_recovers_too() {
             found.retain(|path, sum| truth.get(path) == Some(sum));
             found
         };
-        let (theirs, ours) = (right(&a), right(&b));
+        let theirs = right(&a);
+        let mut ours = right(&b);
+        // One whose inode is lost is named so, with all its bytes when its data was found elsewhere.
+        for (path, sum) in contents(&by_kernel(&b)) {
+            if let Some(path) = path.strip_suffix(b".damaged")
+                && truth.get(path) == Some(&sum)
+            {
+                ours.insert(path.to_vec(), sum);
+            }
+        }
         for path in theirs.keys() {
             assert!(ours.contains_key(path), "{}: {report:#?}", path.escape_ascii());
         }

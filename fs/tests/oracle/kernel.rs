@@ -112,10 +112,13 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        let _ = try_run("umount", [&self.dir]);
+        let out = try_run("umount", [&self.dir]);
         for device in &self.devices {
             let _ = try_run("losetup", ["-d", device]);
         }
+        // What is read from the image afterwards would not be all that was written.
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.success() || std::thread::panicking(), "umount: {said}");
     }
 }
 

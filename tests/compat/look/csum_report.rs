@@ -49,7 +49,11 @@ fn report(image: &Path, args: &[&str], input: Option<&str>) -> Value {
 
 /// Path and byte of every loss that a place of the report names.
 fn losses(place: &Value) -> BTreeSet<(String, u64)> {
-    let files = place["files"].as_array().expect("files");
+    named(place, "files")
+}
+
+fn named(place: &Value, list: &str) -> BTreeSet<(String, u64)> {
+    let files = place[list].as_array().expect("a list");
     files
         .iter()
         .flat_map(|file| {
@@ -114,6 +118,9 @@ fn bad_sectors_are_traced_to_every_file_and_snapshot() {
     assert_eq!(losses(with(in_noise)), at(&everywhere, 3 * 4096));
     // The file itself was overwritten there; its snapshots were not.
     assert_eq!(losses(with(in_cut)), at(&["s1/cut", "s2/cut"], 20 * 4096));
+    // It loses nothing, but while it is there the bad sector stays, without the snapshots too.
+    assert_eq!(named(with(in_cut), "holders"), at(&["vol/cut"], 0));
+    assert_eq!(named(with(in_noise), "holders"), at(&[], 0));
 
     // The same from what the kernel says, in an old and in a new kernel's words.
     let logical = with(in_noise)["logical"].as_u64().expect("an address");
@@ -157,6 +164,7 @@ fn the_part_of_an_extent_that_nobody_uses_is_called_so() {
     let places = found["places"].as_array().expect("places");
     assert_eq!(places.len(), 1, "{found:#}");
     assert_eq!(places[0]["kind"], "a part of an extent that no file uses");
-    assert_eq!(places[0]["files"][0]["paths"][0], "book", "who keeps it allocated");
+    assert_eq!(losses(&places[0]), at(&[], 0));
+    assert_eq!(named(&places[0], "holders"), at(&["book"], 0), "who keeps it allocated");
     assert_eq!(found["paths"].as_array().map(Vec::len), Some(0), "no file is damaged");
 }

@@ -8,7 +8,7 @@ use anyhow::bail;
 use serde_json::json;
 use std::io::Write;
 use varve_block::Rt;
-use varve_fs::owners::PlaceKind;
+use varve_fs::owners::{PlaceKind, Used};
 use varve_fs::{ErrorKind, InodeId, Logical};
 
 fn number(word: Option<String>) -> anyhow::Result<u64> {
@@ -75,14 +75,14 @@ pub(super) async fn logical(rt: &Rt, args: FsLogicalResolve) -> anyhow::Result<O
     let damage = fs.damage(&[Logical(at - at % sector)]).await?;
     let Some(place) = damage.places.first() else { bail!("nothing is known of {at}") };
     if args.json {
-        let users = place.used.iter().map(|used| {
+        let user = |used: &Used| {
             json!({
                 "root": used.id.root,
                 "inode": used.id.ino,
                 "offset": used.range.start,
                 "paths": used.paths.iter().map(|path| text::json(path)).collect::<Vec<_>>(),
             })
-        });
+        };
         output::json(&json!({
             "logical": at,
             "kind": place.kind.words(),
@@ -90,7 +90,8 @@ pub(super) async fn logical(rt: &Rt, args: FsLogicalResolve) -> anyhow::Result<O
             "copies": place.copies.iter()
                 .map(|copy| json!({ "devid": copy.devid, "physical": copy.byte }))
                 .collect::<Vec<_>>(),
-            "files": users.collect::<Vec<_>>(),
+            "files": place.used.iter().map(user).collect::<Vec<_>>(),
+            "holders": place.holders.iter().map(user).collect::<Vec<_>>(),
             "unread": damage.unread,
         }))?;
     } else {
@@ -98,7 +99,8 @@ pub(super) async fn logical(rt: &Rt, args: FsLogicalResolve) -> anyhow::Result<O
         if place.kind != PlaceKind::Data {
             writeln!(out, "logical {at} is {}", place.kind.words())?;
         }
-        for used in &place.used {
+        // Who uses the byte; if nobody does, who keeps it allocated.
+        for used in if place.used.is_empty() { &place.holders } else { &place.used } {
             for path in &used.paths {
                 out.write_all(b"/")?;
                 out.write_all(path)?;

@@ -161,8 +161,10 @@ impl Report {
                 writeln!(out, "  copy {mirror} of {copies}, {physical}: {why}")?;
             }
             for used in &place.used {
-                out.write_all(b"  ")?;
-                writeln!(out, "{}", line(used))?;
+                writeln!(out, "  {}", line(used))?;
+            }
+            for holder in &place.holders {
+                writeln!(out, "  {}: loses nothing, but holds the extent", line(holder))?;
             }
         }
         for file in &self.files {
@@ -217,6 +219,7 @@ impl Report {
                     .collect::<Vec<_>>(),
                 "bad_copies": copies.collect::<Vec<_>>(),
                 "files": place.used.iter().map(used).collect::<Vec<_>>(),
+                "holders": place.holders.iter().map(used).collect::<Vec<_>>(),
             })
         };
         let file = |file: &File| {
@@ -245,8 +248,8 @@ fn seen_without_root(seen: Seen) -> bool {
 
 /// Those that lose something, each once, in order.
 fn paths(damage: &Damage) -> BTreeSet<&[u8]> {
-    let losing = damage.places.iter().filter(|p| p.kind == varve_fs::owners::PlaceKind::Data);
-    losing.flat_map(|p| &p.used).flat_map(|used| &used.paths).map(Vec::as_slice).collect()
+    let losing = damage.places.iter().flat_map(|place| &place.used);
+    losing.flat_map(|used| &used.paths).map(Vec::as_slice).collect()
 }
 
 fn line(used: &Used) -> String {
