@@ -4,6 +4,10 @@
 //! A copy that cannot be read or does not check out is logged and the next one tried; only when all
 //! have failed does the caller hear of it, and then with what was wrong with the first.
 
+mod fetch;
+
+pub(crate) use fetch::Fetched;
+
 use crate::chunk::{ChunkMap, Piece};
 use crate::csum::Found;
 use crate::error::{Error, ErrorKind, Place, Result};

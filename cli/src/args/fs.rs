@@ -24,7 +24,10 @@ use std::path::PathBuf;
 
 #[derive(Subcommand, Debug)]
 pub enum FsVerb {
-    /// Look for what is wrong with the structures, with --data in file data too; nothing is written
+    /// Look for what is wrong with the structures, with --data in file data too; nothing is written.
+    ///
+    /// Takes 30 MiB of memory; 128 MiB more for a terabyte of metadata, and at most 160 MiB for a terabyte
+    /// of space where what is free is scattered. Damaged references are listed in passes of 128 MiB.
     Check(FsCheck),
     /// Make a btrfs file system; data on the device is lost
     Mkfs(FsMkfs),

@@ -1,8 +1,8 @@
 //! File data against its checksums, on every copy there is.
 //!
 //! The checksum tree is walked once more, and what it covers is read in the order of its addresses,
-//! a megabyte at a time and eight of them at once; while a batch is read, the one before is hashed,
-//! on the workers if there are any. What is in memory is two batches.
+//! a megabyte at a time and four of them at once; each is hashed where it was read to, on the workers
+//! if there are any, while others are being read. What is in memory is those four.
 
 use super::finding::Findings;
 use super::owners;
@@ -10,24 +10,27 @@ use super::roots::Roots;
 use super::run::Run;
 use super::runs::Runs;
 use super::walk::{Step, Walk};
-use crate::csum::{CsumType, Digest, Found};
+use crate::csum::{Digest, Found};
 use crate::error::Place;
 use crate::format::key::{ItemType, objectid};
 use crate::format::superblock::SuperFlags;
 use crate::tree::node::TreeBlock;
 use crate::units::{Logical, Physical, to_usize};
-use crate::volume::{Sums, Volume};
+use crate::volume::{Fetched, Sums, Volume};
+use std::cell::RefCell;
 use std::sync::Arc;
-use varve_block::sync::{join, join_all};
+use varve_block::sync::join_all;
 use varve_block::{BlockDevice, Rt, chain};
 
 /// Bytes of one request at most.
 const WINDOW: u64 = 1 << 20;
 /// Bytes between two checksummed ranges that are read rather than stepped over.
 const BRIDGE: u64 = 64 << 10;
-/// Windows, and bytes, read at a time.
-const BATCH_WINDOWS: usize = 64;
-const BATCH_BYTES: u64 = 8 << 20;
+/// Windows that are read or hashed at once.
+const AT_ONCE: usize = 4;
+/// Windows, and bytes, whose faults are put in order together.
+const BATCH_WINDOWS: usize = 256;
+const BATCH_BYTES: u64 = 64 << 20;
 /// Bad runs that are told one by one.
 const BAD_MAX: usize = 20_000;
 
@@ -81,14 +84,13 @@ struct Plan {
     unknown: Vec<bool>,
 }
 
-/// One copy of a plan's bytes, as read.
-struct Read {
-    plan: usize,
+/// What one copy of a plan's bytes is like.
+struct Look {
     mirror: usize,
-    bytes: Vec<u8>,
-    sums: Arc<Sums>,
-    /// What the device said, for the whole.
+    /// The device failed somewhere in it.
     failed: bool,
+    /// The sectors whose digest is another one.
+    wrong: Vec<(usize, Digest)>,
 }
 
 /// Reads and compares everything that has a checksum.
@@ -237,26 +239,30 @@ impl<D: BlockDevice> Pass<'_, D> {
         }
     }
 
-    /// Reads what is planned, copy after copy, and compares it.
+    /// Reads what is planned, every copy, and compares it.
     async fn flush(&mut self) {
         let mut plans = std::mem::take(&mut self.queue);
         self.queued = 0;
+        let looks: Vec<RefCell<Vec<Look>>> = plans.iter().map(|_| RefCell::default()).collect();
+        let todo = RefCell::new(plans.iter().zip(&looks));
+        let this = &*self;
+        let reader = || async {
+            loop {
+                let next = todo.borrow_mut().next();
+                let Some((plan, looks)) = next else { return };
+                let seen = this.look(plan).await;
+                *looks.borrow_mut() = seen;
+            }
+        };
+        join_all((0..AT_ONCE).map(|_| reader()).collect::<Vec<_>>()).await;
+        let looks: Vec<_> = looks.into_iter().map(RefCell::into_inner).collect();
+        // Copy after copy: runs of bad sectors go on from window to window.
         let most = plans.iter().map(|plan| plan.mirrors).max().unwrap_or(0);
-        let mut pending: Vec<Read> = Vec::new();
-        for mirror in 1..=most + 1 {
-            let jobs = plans
-                .iter()
-                .enumerate()
-                .filter(|(_, plan)| {
-                    mirror <= plan.mirrors && !self.absent(plan.at, plan.len, mirror)
-                })
-                .map(|(n, plan)| self.read(n, plan, mirror));
-            let reading = join_all(jobs.collect::<Vec<_>>());
-            let hashing = hash(self.rt, self.volume.rules.csum, to_usize(self.sector), pending);
-            let (read, hashed) = join(reading, hashing).await;
-            pending = read;
-            for (read, wrong) in hashed {
-                self.settle(&mut plans, &read, &wrong).await;
+        for mirror in 1..=most {
+            for (plan, looks) in plans.iter_mut().zip(&looks) {
+                if let Some(look) = looks.iter().find(|look| look.mirror == mirror) {
+                    self.settle(plan, look).await;
+                }
             }
         }
         for plan in &plans {
@@ -264,10 +270,43 @@ impl<D: BlockDevice> Pass<'_, D> {
         }
     }
 
-    async fn read(&self, plan: usize, what: &Plan, mirror: usize) -> Read {
-        let mut bytes = vec![0; to_usize(what.len)];
-        let read = self.volume.read_mirror(Logical(what.at), mirror, &mut bytes).await;
-        Read { plan, mirror, bytes, sums: Arc::clone(&what.sums), failed: read.is_err() }
+    /// Every copy that is there.
+    async fn look(&self, plan: &Plan) -> Vec<Look> {
+        let mut looks = Vec::new();
+        for mirror in 1..=plan.mirrors {
+            if self.absent(plan.at, plan.len, mirror) {
+                continue;
+            }
+            let len = to_usize(plan.len);
+            let look = match self.volume.fetch_mirror(Logical(plan.at), mirror, len).await {
+                Ok(bytes) => {
+                    let wrong = self.compare(plan, bytes).await;
+                    Look { mirror, failed: false, wrong }
+                }
+                Err(_) => Look { mirror, failed: true, wrong: Vec::new() },
+            };
+            looks.push(look);
+        }
+        looks
+    }
+
+    /// The sectors whose digests differ from what they should be.
+    async fn compare(&self, plan: &Plan, bytes: Fetched) -> Vec<(usize, Digest)> {
+        let (csum, sector, sums) =
+            (self.volume.rules.csum, to_usize(self.sector), Arc::clone(&plan.sums));
+        let work = move || {
+            let sectors = bytes.chunks_exact(sector).enumerate();
+            let wrong = sectors.filter_map(|(n, bytes)| {
+                let wanted = sums.at(n as u64)?;
+                let digest = csum.digest(bytes);
+                (digest.bytes() != wanted).then_some((n, digest))
+            });
+            wrong.collect()
+        };
+        match self.rt {
+            Some(rt) => rt.offload(work).await,
+            None => work(),
+        }
     }
 
     /// Whether nothing of this copy is on a device that is there.
@@ -302,14 +341,13 @@ impl<D: BlockDevice> Pass<'_, D> {
         })
     }
 
-    /// Takes in what a read gave: `wrong` are the sectors whose digest is another one.
-    async fn settle(&mut self, plans: &mut [Plan], read: &Read, wrong: &[(usize, Digest)]) {
-        let Some(plan) = plans.get_mut(read.plan) else { return };
-        if read.failed {
+    /// Takes in what one copy is like.
+    async fn settle(&mut self, plan: &mut Plan, look: &Look) {
+        if look.failed {
             // Somewhere in it the device gave up: each sector by itself.
             for n in 0..plan.unknown.len() {
                 if plan.sums.at(n as u64).is_some() {
-                    self.single(plan, n, read.mirror).await;
+                    self.single(plan, n, look.mirror).await;
                 }
             }
             return;
@@ -320,9 +358,9 @@ impl<D: BlockDevice> Pass<'_, D> {
                 self.counts.verified += self.sector;
             }
         }
-        for (n, digest) in wrong {
+        for (n, digest) in &look.wrong {
             let fault = self.mismatch(&plan.sums, *n, digest);
-            self.note(plan.at + *n as u64 * self.sector, read.mirror, fault);
+            self.note(plan.at + *n as u64 * self.sector, look.mirror, fault);
         }
     }
 
@@ -394,37 +432,6 @@ fn follows(run: &Bad, place: Option<Physical>) -> bool {
         (None, None) => true,
         _ => false,
     }
-}
-
-/// The sectors of each read whose digests differ from what they should be.
-async fn hash(
-    rt: Option<&Rt>,
-    csum: CsumType,
-    sector: usize,
-    reads: Vec<Read>,
-) -> Vec<(Read, Vec<(usize, Digest)>)> {
-    let jobs = reads.into_iter().map(|read| async move {
-        let work = move || {
-            let wrong = if read.failed { Vec::new() } else { compare(&read, csum, sector) };
-            (read, wrong)
-        };
-        match rt {
-            Some(rt) => rt.offload(work).await,
-            None => work(),
-        }
-    });
-    join_all(jobs.collect::<Vec<_>>()).await
-}
-
-fn compare(read: &Read, csum: CsumType, sector: usize) -> Vec<(usize, Digest)> {
-    let sectors = read.bytes.chunks_exact(sector).enumerate();
-    sectors
-        .filter_map(|(n, bytes)| {
-            let wanted = read.sums.at(n as u64)?;
-            let digest = csum.digest(bytes);
-            (digest.bytes() != wanted).then_some((n, digest))
-        })
-        .collect()
 }
 
 /// A finding for a run that is bad on one copy, or on all.

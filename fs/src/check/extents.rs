@@ -31,8 +31,8 @@ pub(crate) struct Space {
 impl Space {
     pub(crate) fn new(sectorsize: u32) -> Space {
         Space {
-            allocated: Runs::default(),
-            data: Runs::default(),
+            allocated: Runs::new(sectorsize),
+            data: Runs::new(sectorsize),
             full_backref: Bitmap::new(sectorsize),
             recorded: Bitmap::new(sectorsize),
             used: BTreeMap::new(),

@@ -34,7 +34,6 @@ pub(crate) struct Prealloc {
 }
 
 /// What file trees leave for the phases that compare trees.
-#[derive(Default)]
 pub(crate) struct FromFiles {
     pub(crate) subvolumes: Vec<SubvolumeEntry>,
     pub(crate) prealloc: Vec<Prealloc>,
@@ -43,8 +42,16 @@ pub(crate) struct FromFiles {
     pub(crate) inodes: u64,
 }
 
-/// Loose runs that `written` may gather before it is put in order.
-const LOOSE_MAX: u64 = 1 << 18;
+impl FromFiles {
+    pub(crate) fn new(sectorsize: u32) -> FromFiles {
+        FromFiles {
+            subvolumes: Vec::new(),
+            prealloc: Vec::new(),
+            written: Runs::new(sectorsize),
+            inodes: 0,
+        }
+    }
+}
 
 pub(crate) struct FilePass<'a> {
     root: u64,
@@ -60,7 +67,6 @@ pub(crate) struct FilePass<'a> {
     unlinked: BTreeMap<u64, u32>,
     /// Judging; a second pass only lists names.
     first: bool,
-    added: u64,
 }
 
 impl<'a> FilePass<'a> {
@@ -85,7 +91,6 @@ impl<'a> FilePass<'a> {
             orphans: BTreeSet::new(),
             unlinked: BTreeMap::new(),
             first,
-            added: 0,
         }
     }
 
@@ -273,10 +278,6 @@ impl<'a> FilePass<'a> {
                 let packed = extent.compression.to_disk() != 0;
                 state.packed_without_csum |= packed && found < range.end - range.start;
                 self.out.written.add(range.start, range.end - range.start);
-                self.added += 1;
-                if self.added.is_multiple_of(LOOSE_MAX) {
-                    self.out.written.settle();
-                }
             }
         }
     }
@@ -355,7 +356,6 @@ pub(crate) fn has_csums(inode: &Inode) -> bool {
 
 /// What a finished preallocation check says.
 pub(crate) fn prealloc_with_csums(out: &mut FromFiles, findings: &Findings) {
-    out.written.settle();
     for Prealloc { root, inode, extent } in std::mem::take(&mut out.prealloc) {
         if out.written.bytes_in(extent.clone()) > 0 {
             continue;

@@ -29,8 +29,9 @@ fn is_leftover(at: u64, len: u64) -> bool {
 
 impl FreeSpace {
     pub(crate) fn new(sectorsize: u32) -> FreeSpace {
+        let runs = Runs::new(sectorsize);
         let sectorsize = u64::from(sectorsize).max(1);
-        FreeSpace { sectorsize, infos: BTreeMap::new(), runs: Runs::default(), end: 0 }
+        FreeSpace { sectorsize, infos: BTreeMap::new(), runs, end: 0 }
     }
 
     pub(crate) fn leaf(&mut self, block: &TreeBlock, findings: &Findings) {

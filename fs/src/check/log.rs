@@ -64,7 +64,7 @@ struct Logged {
 async fn one<D: BlockDevice>(run: &Run<'_, '_, D>, subvolume: u64, tree: Tree, csums: &Runs) {
     let sector = u64::from(run.sb().sectorsize);
     let each = run.reader.volume.rules.csum.size() as u64;
-    let (mut logged, mut own) = (Vec::new(), Runs::default());
+    let (mut logged, mut own) = (Vec::new(), Runs::new(run.sb().sectorsize));
     let mut unsummed = None;
     let mut walk = Walk::new(run.reader, tree, None);
     while let Some(step) = walk.next().await {
@@ -103,7 +103,6 @@ async fn one<D: BlockDevice>(run: &Run<'_, '_, D>, subvolume: u64, tree: Tree, c
         }
     }
     run.reader.forget();
-    own.settle();
     for Logged { at, len, inode } in logged {
         let have: u64 = csums
             .gaps_in(at..at.saturating_add(len))

@@ -23,7 +23,7 @@ use varve_block::BlockDevice;
 /// Extents remembered by one pass: some 200 MiB of them.
 const EXTENTS_MAX: usize = 4 << 20;
 /// Blocks read ahead at a time.
-const AHEAD: usize = 128;
+const AHEAD: usize = super::reader::AHEAD_BLOCKS;
 
 const ON: u64 = 1;
 const RESCAN: u64 = 1 << 1;

@@ -13,12 +13,15 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::ControlFlow;
 use std::rc::Rc;
+use varve_block::sync::join_all;
 use varve_block::{BlockDevice, chain};
 
-/// Bytes read ahead at a time.
+/// Bytes of one read ahead.
 const AHEAD_BYTES: u64 = 1 << 20;
-/// Blocks kept for the next tree that shares them: 32 MiB of 16 KiB blocks.
-const KEPT_BYTES: usize = 32 << 20;
+/// Blocks that a walk reads ahead at a time: 2 MiB of 16 KiB blocks.
+pub(crate) const AHEAD_BLOCKS: usize = 128;
+/// Blocks kept for the next tree that shares them.
+const KEPT_BYTES: usize = 6 << 20;
 
 pub(crate) struct Reader<'a, D> {
     pub(crate) volume: &'a Volume<D>,
@@ -239,17 +242,19 @@ impl<'a, D: BlockDevice> Reader<'a, D> {
                 runs.insert(from, len);
             }
         }
-        for (from, len) in runs {
-            if len == node || !self.mapped(from, len) {
-                continue;
-            }
-            let mut bytes = vec![0; to_usize(len)];
-            if self.volume.read_mirror(Logical(from), 1, &mut bytes).await.is_ok() {
-                let mut ahead = self.ahead.borrow_mut();
-                for (n, block) in (0u64..).zip(bytes.chunks_exact(to_usize(node))) {
-                    ahead.insert(from + n * node, block.to_vec());
-                }
-            }
+        let worth = |(from, len): &(u64, u64)| *len > node && self.mapped(*from, *len);
+        let reads = runs.into_iter().filter(worth).map(|(from, len)| self.run_ahead(from, len));
+        join_all(reads.collect::<Vec<_>>()).await;
+    }
+
+    /// Reads neighbours at once.
+    async fn run_ahead(&self, from: u64, len: u64) {
+        let node = to_usize(self.volume.rules.nodesize.into());
+        let read = self.volume.fetch_mirror(Logical(from), 1, to_usize(len)).await;
+        let Ok(bytes) = read else { return };
+        let mut ahead = self.ahead.borrow_mut();
+        for (n, block) in (0u64..).zip(bytes.chunks_exact(node)) {
+            ahead.insert(from + n * node as u64, block.to_vec());
         }
     }
 

@@ -323,8 +323,6 @@ impl<D: BlockDevice> Run<'_, '_, D> {
             })
             .await;
         }
-        self.space.allocated.settle();
-        self.space.data.settle();
         self.expected = self.metadata_blocks();
         let device_trees = self.device_trees(&roots).await;
         devices::judge(self, &device_trees);
@@ -337,7 +335,7 @@ impl<D: BlockDevice> Run<'_, '_, D> {
         self.other_trees(&roots).await;
         uuids::check(self, &roots).await;
         self.phase = "files";
-        let mut out = FromFiles::default();
+        let mut out = FromFiles::new(self.sb().sectorsize);
         self.file_trees(&roots, &csums, &mut out).await;
         belonging::judge(self, &roots).await;
         self.phase = "log";
@@ -402,7 +400,7 @@ impl<D: BlockDevice> Run<'_, '_, D> {
 
     /// Which sectors have checksums.
     async fn csum_tree(&mut self, roots: &Roots) -> Runs {
-        let mut runs = Runs::default();
+        let mut runs = Runs::new(self.sb().sectorsize);
         let Some(tree) = roots.tree(objectid::CSUM_TREE) else { return runs };
         let (each, sector) =
             (self.reader.volume.rules.csum.size() as u64, u64::from(self.sb().sectorsize));
@@ -428,7 +426,6 @@ impl<D: BlockDevice> Run<'_, '_, D> {
             }
         })
         .await;
-        runs.settle();
         for run in runs.iter() {
             for gap in self.space.data.gaps_in(run) {
                 let text = format!(

@@ -101,7 +101,7 @@ async fn load<D: BlockDevice>(volume: &Volume<D>, head: &CacheHead) -> Result<Lo
         };
         fill(volume, at, part).await?;
     }
-    Ok(understand(&file, head, volume.sb.sectorsize.into()))
+    Ok(understand(&file, head, volume.sb.sectorsize))
 }
 
 /// The cache has no checksums but its own: any copy that can be read will do.
@@ -121,7 +121,7 @@ fn le64(bytes: &[u8], at: usize) -> u64 {
     word.map_or(0, u64::from_le_bytes)
 }
 
-fn understand(file: &[u8], head: &CacheHead, sector: u64) -> Loaded {
+fn understand(file: &[u8], head: &CacheHead, sectorsize: u32) -> Loaded {
     let stale = |why: String| Loaded::Stale(why);
     let pages = file.len() / PAGE;
     let first = pages * 4;
@@ -142,7 +142,7 @@ fn understand(file: &[u8], head: &CacheHead, sector: u64) -> Loaded {
             head.generation
         ));
     }
-    let mut free = Runs::default();
+    let (mut free, sector) = (Runs::new(sectorsize), u64::from(sectorsize));
     let mut bitmaps = Vec::new();
     let mut at = first + 8;
     let (mut extents, mut left) = (0, head.num_entries);
@@ -187,7 +187,6 @@ fn understand(file: &[u8], head: &CacheHead, sector: u64) -> Loaded {
         }
         at += PAGE;
     }
-    free.settle();
     Loaded::Free(free)
 }
 
@@ -215,11 +214,10 @@ fn compare<D: BlockDevice>(run: &Run<'_, '_, D>, group: u64, length: u64, free: 
     let Some((_, chunk)) = run.chunks.find(Logical(group)).filter(|(_, chunk)| plain(chunk)) else {
         return;
     };
-    let mut known = Runs::default();
+    let mut known = Runs::new(run.sb().sectorsize);
     for range in super_ranges(Logical(group), chunk) {
         known.add(range.start, range.end - range.start);
     }
-    known.settle();
     for gap in run.space.allocated.gaps_in(group..end) {
         for missing in free.gaps_in(gap) {
             for part in known.gaps_in(missing) {

@@ -1,7 +1,7 @@
 //! A walk over one tree, block by block from the left, parents first.
 
 use super::finding::Code;
-use super::reader::Reader;
+use super::reader::{AHEAD_BLOCKS, Reader};
 use crate::error::Place;
 use crate::format::key::Key;
 use crate::tree::cursor::Tree;
@@ -58,7 +58,7 @@ impl<'r, 'a, D: BlockDevice> Walk<'r, 'a, D> {
             self.started = true;
             let expect = self.tree.expect_root();
             return Some(match self.reader.block(&expect).await {
-                Some(block) => self.enter(block).await,
+                Some(block) => self.enter(block),
                 None => Step::Lost,
             });
         }
@@ -70,6 +70,11 @@ impl<'r, 'a, D: BlockDevice> Walk<'r, 'a, D> {
                 self.path.pop();
                 continue;
             };
+            if at.is_multiple_of(AHEAD_BLOCKS) {
+                let soon = at..(at + AHEAD_BLOCKS).min(node.len());
+                let children = soon.filter_map(|slot| node.pointer(slot));
+                self.reader.ahead(children.map(|pointer| pointer.block)).await;
+            }
             if self.dropped.is_some_and(|dropped| dropped.has(&node, at)) {
                 continue;
             }
@@ -82,7 +87,7 @@ impl<'r, 'a, D: BlockDevice> Walk<'r, 'a, D> {
             };
             let block = self.reader.block(&expect).await;
             return Some(match block {
-                Some(block) => self.enter(block).await,
+                Some(block) => self.enter(block),
                 None => Step::Lost,
             });
         }
@@ -101,11 +106,9 @@ impl<'r, 'a, D: BlockDevice> Walk<'r, 'a, D> {
         }
     }
 
-    async fn enter(&mut self, block: Rc<TreeBlock>) -> Step {
+    fn enter(&mut self, block: Rc<TreeBlock>) -> Step {
         self.in_order(&block);
         if block.level() > 0 {
-            let children = (0..block.len()).filter_map(|slot| block.pointer(slot));
-            self.reader.ahead(children.map(|pointer| pointer.block)).await;
             self.path.push((Rc::clone(&block), 0));
         }
         Step::Block(block)

@@ -20,6 +20,9 @@ use crate::verify::Rules;
 use crate::volume::Volume;
 use varve_block::{BlockDevice, chain};
 
+/// Memory for tree blocks: a walk needs each of them once, and its path and the checksums' more often.
+const CACHE_BYTES: usize = 4 << 20;
+
 /// What to believe.
 #[derive(Clone, Debug, Default)]
 pub struct RescueOptions {
@@ -132,7 +135,7 @@ async fn attempt<D: BlockDevice>(
     let mut rules = Rules::of(&sb).ok_or_else(|| Error::unsupported("unknown checksum type"))?;
     // Blocks of commits after an older root are still from this file system.
     rules.generation_max = newest.generation.saturating_add(1);
-    let mut volume = Volume::new(members, sb, rules, OpenOptions::default().cache_bytes);
+    let mut volume = Volume::new(members, sb, rules, CACHE_BYTES);
     let bad = BadBlocks::default();
     load_chunks(&volume, &bad).await?;
     if let Some(at) = options.root_block {

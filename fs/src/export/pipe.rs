@@ -7,7 +7,7 @@ use varve_block::rt::Task;
 
 /// A batch is handed over at this many bytes of content, or at this many operations: what is in memory
 /// at any time is two batches and a part.
-const BATCH_BYTES: usize = 4 << 20;
+const BATCH_BYTES: usize = 1 << 20;
 const BATCH_OPS: usize = 512;
 
 pub(crate) struct Pipe {
