@@ -34,13 +34,23 @@ pub(super) enum Ask {
 
 pub(super) struct Asker {
     queue: MailSender<Ask>,
+    /// The kernel opens files and folders by itself, and keeps their pages.
+    opens_itself: bool,
     /// Whether the kernel is to enforce modes and ACLs.
     enforce: bool,
 }
 
 impl Asker {
     pub(super) fn new(queue: MailSender<Ask>, enforce: bool) -> Asker {
-        Asker { queue, enforce }
+        Asker { queue, opens_itself: false, enforce }
+    }
+
+    /// Nothing is to be done at an open. A kernel that can, is told so once and does not ask again.
+    fn opened(&self, reply: ReplyOpen, flags: FopenFlags) {
+        match self.opens_itself {
+            true => reply.error(Errno::ENOSYS),
+            false => reply.opened(FileHandle(0), flags),
+        }
     }
 
     /// Waits for room in the queue. Where nobody listens any more, the request is dropped.
@@ -72,6 +82,8 @@ impl Filesystem for Asker {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let mut wanted = vec![
             InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_NO_OPEN_SUPPORT,
+            InitFlags::FUSE_NO_OPENDIR_SUPPORT,
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_CACHE_SYMLINKS,
@@ -79,6 +91,8 @@ impl Filesystem for Asker {
         if self.enforce {
             wanted.push(InitFlags::FUSE_POSIX_ACL);
         }
+        let alone = InitFlags::FUSE_NO_OPEN_SUPPORT | InitFlags::FUSE_NO_OPENDIR_SUPPORT;
+        self.opens_itself = config.capabilities().contains(alone);
         for flag in wanted {
             // An older kernel does without.
             let _ = config.add_capabilities(flag);
@@ -102,7 +116,7 @@ impl Filesystem for Asker {
     }
 
     fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
+        self.opened(reply, FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
     }
 
     fn read(
@@ -120,7 +134,8 @@ impl Filesystem for Asker {
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        reply.ok();
+        // There is nothing to flush, ever: the kernel does not ask again.
+        reply.error(Errno::ENOSYS);
     }
 
     fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
@@ -128,7 +143,7 @@ impl Filesystem for Asker {
     }
 
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR);
+        self.opened(reply, FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR);
     }
 
     fn readdir(

@@ -14,6 +14,7 @@ mod ahead;
 mod answer;
 mod ask;
 mod nodes;
+mod tune;
 
 use super::source;
 use crate::args::FsMount;
@@ -56,6 +57,7 @@ pub(super) async fn run(rt: &Rt, mut args: FsMount) -> anyhow::Result<Outcome> {
     let session = Session::new(asker, &dir, &options(&name, args.allow_other))
         .and_then(Session::spawn)
         .with_context(|| format!("{} cannot be mounted on", dir.display()))?;
+    tune::read_ahead(&dir);
     if !args.quiet {
         eprintln!("{name} is mounted on {}, read-only; Ctrl-C unmounts it", dir.display());
     }
