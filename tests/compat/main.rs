@@ -3,6 +3,7 @@
 //!
 //! Each test that needs a program prints which one is absent and passes; `tests/run` installs them all.
 
+mod bounded;
 mod cryptsetup;
 mod dm_integrity;
 mod fio;
@@ -16,6 +17,7 @@ mod nbd_tools;
 mod online;
 mod qemu_tools;
 mod reencrypt;
+mod rescued;
 mod shift;
 mod show;
 mod up;
