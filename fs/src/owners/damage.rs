@@ -192,7 +192,8 @@ impl Place {
         let mut holders = BTreeMap::new();
         for (root, owner) in found.iter().filter(|(_, owner)| owner.covers(&bad)) {
             let id = InodeId { root: *root, ino: owner.inode };
-            let used = |range| Used { id, range, paths: named.get(&id).cloned().unwrap_or_default() };
+            let used =
+                |range| Used { id, range, paths: named.get(&id).cloned().unwrap_or_default() };
             match owner.lost(&bad) {
                 Some(range) => self.used.push(used(range)),
                 None => {
