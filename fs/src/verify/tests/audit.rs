@@ -240,6 +240,11 @@ fn matches(pattern: &str, text: &str) -> bool {
     (1..=word).rev().any(|end| matches(after, &rest[end..]))
 }
 
+/// The rules that a block can break.
+pub(super) fn numbers() -> impl Iterator<Item = u8> {
+    RULES.iter().map(|row| row.0)
+}
+
 #[test]
 fn every_rule_is_broken_by_a_test_and_speaks_the_kernels_words() {
     SEEN.take();

@@ -5,6 +5,7 @@
 
 pub(super) mod audit;
 mod blocks;
+mod edges;
 mod extents;
 mod files;
 mod roots;
