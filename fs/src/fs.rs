@@ -3,12 +3,12 @@
 use crate::chunk::ChunkMap;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::Unpacked;
-use crate::format::Uuid;
 use crate::format::chunk::{Chunk, DevItem};
 use crate::format::key::{ItemType, Key, objectid};
 use crate::format::root::Root;
 use crate::format::superblock::{CompatRo, Incompat, RootPointer, SuperFlags, Superblock};
 use crate::replay::replay;
+use crate::seeds;
 use crate::supers::gather;
 use crate::tree::cursor::{Cursor, Tree, find_last};
 use crate::units::Logical;
@@ -193,8 +193,8 @@ pub(crate) async fn open_volume<D: BlockDevice>(
     features(&sb)?;
     let rules = Rules::of(&sb).ok_or_else(|| Error::unsupported("unknown checksum type"))?;
     note_state(&sb, &mut warnings);
-    let volume = Volume::new(members, sb, rules, options.cache_bytes);
-    load_chunks(&volume, &mut warnings).await?;
+    let mut volume = Volume::new(members, sb, rules, options.cache_bytes);
+    load_chunks(&mut volume, &mut warnings).await?;
     Ok((volume, warnings))
 }
 
@@ -249,9 +249,9 @@ pub(crate) fn note_state(sb: &Superblock, warnings: &mut Vec<String>) {
     }
 }
 
-/// From the few chunks in the superblock to all of them.
+/// From the few chunks in the superblock to all of them, and to the devices that they are on.
 pub(crate) async fn load_chunks<D: BlockDevice>(
-    volume: &Volume<D>,
+    volume: &mut Volume<D>,
     warnings: &mut Vec<String>,
 ) -> Result<()> {
     let system = volume.sb.sys_chunks().map_err(|w| Error::corrupt(w.to_string()))?;
@@ -260,7 +260,7 @@ pub(crate) async fn load_chunks<D: BlockDevice>(
     }
     let tree = Tree::new(objectid::CHUNK_TREE, volume.sb.chunk_tree_root());
     let mut cursor = Cursor::seek(volume, &tree, Key::MIN).await?;
-    let mut devices: Vec<(u64, Uuid)> = Vec::new();
+    let mut devices = Vec::new();
     while let Some(item) = cursor.next().await? {
         let key = item.key();
         let damaged = |what: &str, wrong| {
@@ -273,24 +273,10 @@ pub(crate) async fn load_chunks<D: BlockDevice>(
             }
             ItemType::DEV_ITEM => {
                 let device = DevItem::parse(item.data()).map_err(|w| damaged("device", w))?;
-                devices.push((device.devid, device.uuid));
+                devices.push(device);
             }
             _ => (),
         }
     }
-    for (devid, uuid) in devices {
-        let here = volume.members().iter().find(|member| member.devid == devid);
-        match here {
-            None => warnings.push(format!("device {devid} is missing")),
-            Some(member) if member.uuid != uuid => {
-                let message = format!(
-                    "{} says it is device {devid}, but has uuid {} where {uuid} belongs",
-                    member.geometry.dev, member.uuid
-                );
-                return Err(Error::new(ErrorKind::Invalid, message));
-            }
-            Some(_) => (),
-        }
-    }
-    Ok(())
+    seeds::settle(volume, &devices, warnings)
 }

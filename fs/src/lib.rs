@@ -101,6 +101,7 @@ pub mod owners;
 mod paths;
 mod raid;
 mod replay;
+mod seeds;
 pub mod send;
 mod subvol;
 mod supers;

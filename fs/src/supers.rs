@@ -36,7 +36,8 @@ async fn super_copy<D: BlockDevice>(device: &D, at: u64) -> SuperCopy {
 }
 
 /// Reads every device's superblock, and keeps those that belong to the newest state of one file
-/// system.
+/// system. Devices of its seeds come last; which ones they are, the chunk tree says
+/// ([`crate::seeds`]).
 pub(crate) async fn gather<D: BlockDevice>(
     devices: Vec<D>,
     copy: usize,
@@ -47,21 +48,25 @@ pub(crate) async fn gather<D: BlockDevice>(
         let sb = superblock_of(&device, copy).await?;
         found.push((device, sb));
     }
-    let newest = found.iter().map(|(_, sb)| sb).max_by_key(|sb| sb.generation).cloned();
-    let Some(newest) = newest else {
+    // A sprout goes on counting where its seed stopped, so that of a chain of seeds the newest is the
+    // one that stands on the others.
+    let newest = found.iter().map(|(_, sb)| sb).max_by_key(|sb| (!is_seed(sb), sb.generation));
+    let Some(newest) = newest.cloned() else {
         return Err(Error::new(ErrorKind::Invalid, "no device was given"));
     };
+    found.sort_by_key(|(_, sb)| !one_set(sb, &newest));
     let mut members: Vec<Member<D>> = Vec::new();
     for (device, sb) in found {
         let geometry = device.geometry();
-        if !one_set(&sb, &newest) {
+        let seed = !one_set(&sb, &newest);
+        if seed && !is_seed(&sb) {
             let message = format!(
                 "{} belongs to another file system: {}, not {}",
                 geometry.dev, sb.fsid, newest.fsid
             );
             return Err(Error::new(ErrorKind::Invalid, message));
         }
-        if sb.generation < newest.generation {
+        if !seed && sb.generation < newest.generation {
             warnings.push(format!(
                 "{} is left out: its generation is {}, the file system's {}",
                 geometry.dev, sb.generation, newest.generation
@@ -76,13 +81,18 @@ pub(crate) async fn gather<D: BlockDevice>(
                 geometry.len.bytes()
             ));
         }
-        if members.iter().any(|member| member.devid == devid) {
+        if members.iter().any(|other| other.devid == devid && one_set(&other.sb, &sb)) {
             let message = format!("{}: device {devid} was given twice", geometry.dev);
             return Err(Error::new(ErrorKind::Invalid, message));
         }
-        members.push(Member { devid, uuid, device, geometry });
+        members.push(Member { devid, uuid, sb, device, geometry });
     }
     Ok((members, newest))
+}
+
+/// Whether a file system is read-only for ever, so that others can grow on it.
+fn is_seed(sb: &Superblock) -> bool {
+    sb.flags.contains(SuperFlags::SEEDING)
 }
 
 fn is_changing(sb: &Superblock) -> bool {

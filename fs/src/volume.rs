@@ -30,14 +30,18 @@ const POOL_BUDGET: usize = 16 << 20;
 pub(crate) struct Member<D> {
     pub(crate) devid: u64,
     pub(crate) uuid: Uuid,
+    /// As this device has it.
+    pub(crate) sb: Superblock,
     pub(crate) device: D,
     pub(crate) geometry: Geometry,
 }
 
 pub(crate) struct Volume<D> {
-    members: Vec<Member<D>>,
+    pub(crate) members: Vec<Member<D>>,
     pub(crate) sb: Superblock,
     pub(crate) rules: Rules,
+    /// Devices that belong to seeds, and the uuid of the seed.
+    pub(crate) seeds: BTreeMap<u64, Uuid>,
     /// Filled while opening; never changed afterwards.
     chunks: RefCell<ChunkMap>,
     blocks: BlockCache,
@@ -62,13 +66,16 @@ impl<D: BlockDevice> Volume<D> {
     pub(crate) fn new(
         members: Vec<Member<D>>,
         sb: Superblock,
-        rules: Rules,
+        mut rules: Rules,
         cache_bytes: usize,
     ) -> Volume<D> {
+        // What a sprout has not changed carries its seed's uuid, the chunk tree too.
+        rules.fsids.extend(members.iter().map(|member| member.sb.tree_fsid()));
         Volume {
             members,
             sb,
             rules,
+            seeds: BTreeMap::new(),
             chunks: RefCell::default(),
             blocks: BlockCache::new(cache_bytes),
             made: BTreeMap::new(),
@@ -88,6 +95,14 @@ impl<D: BlockDevice> Volume<D> {
 
     pub(crate) fn members(&self) -> &[Member<D>] {
         &self.members
+    }
+
+    /// What to say of a device that was not given.
+    pub(crate) fn missing(&self, devid: u64) -> String {
+        match self.seeds.get(&devid) {
+            Some(seed) => format!("device {devid}, of the seed {seed}, is missing"),
+            None => format!("device {devid} is missing"),
+        }
     }
 
     fn note_bad(&self) {
@@ -201,8 +216,7 @@ impl<D: BlockDevice> Volume<D> {
     async fn read_device(&self, place: Physical, out: &mut [u8]) -> Result<()> {
         let member = self.members.iter().find(|member| member.devid == place.devid);
         let Some(Member { device, geometry, .. }) = member else {
-            let message = format!("device {} is missing", place.devid);
-            return Err(Error::new(ErrorKind::Io, message));
+            return Err(Error::new(ErrorKind::Io, self.missing(place.devid)));
         };
         let block = geometry.block.bytes();
         let most = geometry.max_request.bytes();

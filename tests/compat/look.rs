@@ -8,4 +8,5 @@ mod mapped;
 mod mounted;
 mod recovered;
 mod resolved;
+mod seeds;
 mod several;

@@ -30,8 +30,8 @@ pub(super) async fn open<D: BlockDevice>(
     if sb.log_root.0 != 0 {
         warnings.push(LOG_IGNORED.into());
     }
-    let volume = Volume::new(members, sb, rules, VOLUME_CACHE);
-    load_chunks(&volume, &mut warnings).await?;
+    let mut volume = Volume::new(members, sb, rules, VOLUME_CACHE);
+    load_chunks(&mut volume, &mut warnings).await?;
     agreed(&volume).await?;
     for warning in warnings {
         findings.add(Code::DeviceState, Place::default(), warning);
@@ -87,7 +87,8 @@ pub(super) async fn has_root<D: BlockDevice>(reader: &Reader<'_, D>, tree: &Tree
 pub(super) async fn super_copies<D: BlockDevice>(volume: &Volume<D>, findings: &Findings) {
     for member in volume.members() {
         let devid = member.devid;
-        let total = volume.sb.dev_item.total_bytes;
+        let first = &member.sb;
+        let total = first.dev_item.total_bytes;
         for at in SUPER_OFFSETS.into_iter().skip(1).filter(|at| at + 4096 < total) {
             let Ok(Some(bytes)) = read_super(&member.device, at).await else { continue };
             let place = Place { logical: Some(Logical(at)), ..Place::default() };
@@ -95,17 +96,17 @@ pub(super) async fn super_copies<D: BlockDevice>(volume: &Volume<D>, findings: &
                 Err(fault) => {
                     findings.add(Code::SuperCopy, place, format!("device {devid}: {fault}"));
                 }
-                Ok(copy) if copy.fsid != volume.sb.fsid => {
+                Ok(copy) if copy.fsid != first.fsid => {
                     let text = format!(
                         "device {devid}: superblock at byte {at} is of another file system, {}",
                         copy.fsid
                     );
                     findings.add(Code::SuperCopy, place, text);
                 }
-                Ok(copy) if copy.generation != volume.sb.generation => {
+                Ok(copy) if copy.generation != first.generation => {
                     let text = format!(
                         "device {devid}: superblock at byte {at} has generation {}, the first {}",
-                        copy.generation, volume.sb.generation
+                        copy.generation, first.generation
                     );
                     findings.add(Code::SuperCopy, place, text);
                 }

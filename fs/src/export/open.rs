@@ -8,11 +8,12 @@
 use super::scan::{BadBlocks, Scan};
 use crate::error::{Error, Result};
 use crate::format::block::Header;
-use crate::format::chunk::Chunk;
+use crate::format::chunk::{Chunk, DevItem};
 use crate::format::key::{ItemType, Key, objectid};
 use crate::format::superblock::{Backup, RootPointer, SUPER_OFFSETS, Superblock};
 use crate::fs::{Fs, LOG_IGNORED, OpenOptions};
 use crate::replay::replay;
+use crate::seeds;
 use crate::supers::gather;
 use crate::tree::cursor::Tree;
 use crate::units::Logical;
@@ -137,7 +138,7 @@ async fn attempt<D: BlockDevice>(
     rules.generation_max = newest.generation.saturating_add(1);
     let mut volume = Volume::new(members, sb, rules, CACHE_BYTES);
     let bad = BadBlocks::default();
-    load_chunks(&volume, &bad).await?;
+    load_chunks(&mut volume, &bad).await?;
     if let Some(at) = options.root_block {
         volume.sb = at_root_block(&volume, at).await?;
         notes.push(format!("the root block {at} of generation {} was used", volume.sb.generation));
@@ -166,15 +167,18 @@ async fn attempt<D: BlockDevice>(
 }
 
 /// From the superblock's chunks to all that can be read.
-async fn load_chunks<D: BlockDevice>(volume: &Volume<D>, bad: &BadBlocks) -> Result<()> {
+async fn load_chunks<D: BlockDevice>(volume: &mut Volume<D>, bad: &BadBlocks) -> Result<()> {
     let system = volume.sb.sys_chunks().map_err(|wrong| Error::corrupt(wrong.to_string()))?;
     for (start, chunk) in system {
         volume.chunks().borrow_mut().insert(start, chunk)?;
     }
     let tree = Tree { id: objectid::CHUNK_TREE, root: volume.sb.chunk_tree_root() };
     let mut scan = Scan::seek(volume, bad, &tree, Key::MIN).await;
-    let mut found = 0;
+    let (mut found, mut devices) = (0, Vec::new());
     while let Some(item) = scan.next_to(Key::MAX).await {
+        if item.key().kind == ItemType::DEV_ITEM {
+            devices.extend(DevItem::parse(item.data()));
+        }
         if item.key().kind == ItemType::CHUNK_ITEM
             && let Ok(chunk) = Chunk::parse(item.data())
         {
@@ -183,10 +187,12 @@ async fn load_chunks<D: BlockDevice>(volume: &Volume<D>, bad: &BadBlocks) -> Res
             found += usize::from(inserted.is_ok());
         }
     }
-    match scan.gaps.first() {
-        Some(gap) if found == 0 => Err(Error::corrupt(format!("the chunk tree: {}", gap.why))),
-        _ => Ok(()),
+    if let Some(gap) = scan.gaps.first().filter(|_| found == 0) {
+        return Err(Error::corrupt(format!("the chunk tree: {}", gap.why)));
     }
+    drop(scan);
+    seeds::learn(volume, &devices);
+    Ok(())
 }
 
 /// The superblock as if the root tree's root were at `at`: level and generation are what that block

@@ -60,8 +60,8 @@ impl<D: BlockDevice> Inspector<D> {
         let (members, sb) = gather(devices, copy, &mut warnings).await?;
         features(&sb)?;
         let rules = Rules::of(&sb).ok_or_else(|| Error::unsupported("unknown checksum type"))?;
-        let volume = Volume::new(members, sb, rules, 16 << 20);
-        if let Err(error) = load_chunks(&volume, &mut warnings).await {
+        let mut volume = Volume::new(members, sb, rules, 16 << 20);
+        if let Err(error) = load_chunks(&mut volume, &mut warnings).await {
             warnings.push(format!("the chunk tree cannot be read whole: {}", chain(&error)));
         }
         Ok(Inspector { volume, warnings })

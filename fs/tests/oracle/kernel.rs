@@ -122,6 +122,33 @@ impl Drop for Mount {
     }
 }
 
+/// Devices as loop devices, for tools that look for them there.
+pub(crate) struct Attached(pub(crate) Vec<String>);
+
+impl Attached {
+    /// Those after the first, which the tools are given by name; read-only.
+    pub(crate) fn new(disks: &[PathBuf]) -> Attached {
+        let attach =
+            |disk: &PathBuf| run("losetup", ["-r", "-f", "--show", &disk.to_string_lossy()]);
+        Attached(disks.iter().skip(1).map(|disk| attach(disk).trim().to_owned()).collect())
+    }
+
+    /// All of them.
+    pub(crate) fn writable(disks: &[PathBuf]) -> Attached {
+        let attach = |disk: &PathBuf| run("losetup", ["-f", "--show", &disk.to_string_lossy()]);
+        Attached(disks.iter().map(|disk| attach(disk).trim().to_owned()).collect())
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        for device in &self.0 {
+            let _ = try_run("btrfs", ["device", "scan", "--forget", device]);
+            let _ = try_run("losetup", ["-d", device]);
+        }
+    }
+}
+
 /// `btrfs check`, which must find nothing and say nothing unusual.
 #[track_caller]
 pub(crate) fn check_clean(image: &Path, extra: &[&str]) {

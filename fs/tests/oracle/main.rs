@@ -14,5 +14,6 @@ mod matrix;
 mod mkfs;
 mod raid;
 mod read;
+mod seed;
 mod send;
 mod walk;

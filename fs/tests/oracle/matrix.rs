@@ -2,7 +2,7 @@
 //! tools tell, the checker has nothing to say, and every file reads as the kernel reads it.
 
 use crate::inspect::compare;
-use crate::kernel::{Mount, run, shell, try_run, workshop};
+use crate::kernel::{Attached, Mount, run, shell, try_run, workshop};
 use crate::walk::{assert_same, by_kernel, by_us, load};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -57,25 +57,6 @@ fn known() -> String {
         String::from_utf8_lossy(&try_run("mkfs.btrfs", [flag, "list-all"]).stderr).into_owned()
     };
     format!("{}{}", list("-O"), list("-R"))
-}
-
-/// The devices after the first, attached so that the tools find them.
-struct Attached(Vec<String>);
-
-impl Attached {
-    fn new(disks: &[PathBuf]) -> Attached {
-        let attach =
-            |disk: &PathBuf| run("losetup", ["-r", "-f", "--show", &disk.to_string_lossy()]);
-        Attached(disks.iter().skip(1).map(|disk| attach(disk).trim().to_owned()).collect())
-    }
-}
-
-impl Drop for Attached {
-    fn drop(&mut self) {
-        for device in &self.0 {
-            let _ = try_run("losetup", ["-d", device]);
-        }
-    }
 }
 
 fn one(dir: &Path, (profile, count): (&str, usize), mkfs: &str) {

@@ -11,7 +11,7 @@ use varve_tests::{clock, disk, process, tool, varve};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-fn available() -> bool {
+pub(super) fn available() -> bool {
     if !loop_mount::available() || !tool::have(&["rsync", "getfattr", "find"]) {
         return false;
     }
@@ -23,7 +23,7 @@ fn available() -> bool {
 }
 
 /// A mount of ours: `varve fs mount` as a process, and its folder.
-struct Ours {
+pub(super) struct Ours {
     child: Child,
     dir: tempfile::TempDir,
     log: tempfile::NamedTempFile,
@@ -31,7 +31,7 @@ struct Ours {
 
 impl Ours {
     #[track_caller]
-    fn open(image: &Path, flags: &[&str]) -> Ours {
+    pub(super) fn open(image: &Path, flags: &[&str]) -> Ours {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let log = tempfile::NamedTempFile::new().expect("a log");
         let mut command = Command::new(varve::binary());
@@ -49,7 +49,7 @@ impl Ours {
         ours
     }
 
-    fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         self.dir.path()
     }
 
@@ -59,7 +59,7 @@ impl Ours {
 
     /// Waits for its end, which must be a clean one.
     #[track_caller]
-    fn ends(mut self) -> String {
+    pub(super) fn ends(mut self) -> String {
         let status = process::wait(&mut self.child, LIMIT);
         assert!(status.is_some_and(|s| s.success()), "{status:?}: {}", self.said());
         assert!(!is_mounted(self.path()), "still mounted");
@@ -67,7 +67,7 @@ impl Ours {
     }
 
     #[track_caller]
-    fn interrupt(&self) {
+    pub(super) fn interrupt(&self) {
         kill_process(Pid::from_child(&self.child), Signal::INT).expect("a signal to our child");
     }
 }

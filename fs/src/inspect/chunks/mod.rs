@@ -117,8 +117,8 @@ pub async fn scan_chunks<D: BlockDevice>(
         seen.device(&rules, member.devid, &member.device, &mut reached).await;
         done += member.geometry.len.bytes();
     }
-    let volume = Volume::new(members, sb, rules, 1 << 20);
-    let loaded = load_chunks(&volume, &mut warnings).await;
+    let mut volume = Volume::new(members, sb, rules, 1 << 20);
+    let loaded = load_chunks(&mut volume, &mut warnings).await;
     let unreadable = loaded.err().map(|error| chain(&error));
     let now = volume.chunks().borrow().clone();
     let now = unreadable.is_none().then_some(&now);
