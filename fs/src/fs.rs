@@ -226,8 +226,11 @@ pub(crate) const LOG_IGNORED: &str =
 pub(crate) fn features(sb: &Superblock) -> Result<()> {
     let unknown = sb.incompat.difference(Incompat::READABLE);
     if !unknown.is_empty() {
-        let message = format!("unsupported incompat features 0x{:x}", unknown.bits());
-        return Err(Error::unsupported(message));
+        let names = unknown.iter_names().map(|(name, _)| name.to_lowercase().replace('_', "-"));
+        let names = names.collect::<Vec<_>>().join(", ");
+        let names = if names.is_empty() { names } else { format!(" ({names})") };
+        let bits = unknown.bits();
+        return Err(Error::unsupported(format!("unsupported incompat features 0x{bits:x}{names}")));
     }
     Ok(())
 }

@@ -83,22 +83,6 @@ fn a_superblock_that_is_gone_is_told_and_another_copy_opens() {
     });
 }
 
-#[test]
-fn an_unknown_feature_is_refused_by_its_bit() {
-    in_sim(|_| async {
-        let device = golden();
-        let mut sb = vec![0; 4096];
-        device.peek(65536, &mut sb);
-        sb[0xbc + 5] |= 0x80; // bit 47
-        let sum = CsumType::Crc32c.digest(&sb[32..]);
-        sb[..32].copy_from_slice(sum.field());
-        device.poke(65536, &sb);
-        let error = Fs::open(device, OpenOptions::default()).await.err().unwrap();
-        assert_eq!(error.kind, ErrorKind::Unsupported);
-        assert!(error.message.contains("0x800000000000"), "{error}");
-    });
-}
-
 /// A good block, of the right tree, from an older commit: what a lost write leaves.
 #[test]
 fn an_old_block_in_place_of_a_new_one_is_a_transid_failure() {

@@ -6,6 +6,7 @@ mod damage;
 mod devices;
 mod double_read;
 mod export;
+mod features;
 mod flight;
 mod fuzz;
 mod image;
