@@ -106,6 +106,11 @@ fn raid1c3_and_any_two_devices_lost() {
 }
 
 #[test]
+fn raid1c4_and_any_three_devices_lost() {
+    round("raid1c4_and_any_three_devices_lost", "raid1c4", 4, 3);
+}
+
+#[test]
 fn raid10_with_any_device_lost() {
     round("raid10_with_any_device_lost", "raid10", 4, 1);
 }

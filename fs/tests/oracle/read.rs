@@ -74,6 +74,35 @@ fn mixed_groups_and_the_features_of_old() {
     assert_same(&their_tree(&image), &our_tree(load(&image)));
 }
 
+/// The third copy stands at 256 GiB.
+#[test]
+fn each_superblock_copy_opens_what_the_first_would() {
+    let test = "each_superblock_copy_opens_what_the_first_would";
+    let Some(dir) = workshop(test) else { return };
+    let image = dir.path().join("disk");
+    shell(dir.path(), "truncate -s 300G disk; mkfs.btrfs -q disk >/dev/null 2>&1");
+    let mount = Mount::new(&image, "");
+    shell(mount.path(), "mkdir d; for i in $(seq 50); do seq $i 900 > d/$i; done");
+    drop(mount);
+    let theirs = their_tree(&image);
+    let device = load(&image);
+    for copy in 0..3 {
+        let options = OpenOptions { super_copy: copy, ..OpenOptions::default() };
+        let other = device.clone();
+        let ours = Sim::new(1).run(|_| async move {
+            by_us(&Fs::open(other, options).await.expect("it opens")).await
+        });
+        assert_same(&theirs, &ours);
+        // Gone one after the other: one that is left is named, and none is taken by itself.
+        device.poke([64 << 10, 64 << 20, 256 << 30][copy] + 77, b"damage");
+        let other = device.clone();
+        let error = Sim::new(1).run(|_| async move {
+            Fs::open(other, OpenOptions::default()).await.err().expect("it is damaged").to_string()
+        });
+        assert_eq!(error.contains("--super "), copy < 2, "{error}");
+    }
+}
+
 #[test]
 fn paths_lead_where_the_kernel_leads() {
     let Some(dir) = workshop("paths_lead_where_the_kernel_leads") else { return };
