@@ -14,14 +14,26 @@ use slab::Slab;
 pub(crate) struct Fills {
     active: RefCell<Slab<Fill>>,
     /// Ranges that are being written on the backing device.
-    shut: RefCell<Slab<(u32, u64, u64)>>,
+    shut: RefCell<Slab<Range>>,
+}
+
+/// Sectors `[start, end)` of a volume.
+#[derive(Clone, Copy)]
+struct Range {
+    inode: u32,
+    start: u64,
+    end: u64,
+}
+
+impl Range {
+    fn overlaps(&self, other: &Range) -> bool {
+        self.inode == other.inode && self.start < other.end && other.start < self.end
+    }
 }
 
 #[derive(Clone, Copy)]
 struct Fill {
-    inode: u32,
-    start: u64,
-    end: u64,
+    range: Range,
     valid: bool,
 }
 
@@ -32,28 +44,23 @@ impl Fills {
     /// Registers a read of `[start, end)` that is about to start. None: too many already, or what it
     /// reads is changing.
     pub(crate) fn begin(&self, inode: u32, start: u64, end: u64) -> Option<usize> {
-        let changing = |&(_, &(i, from, to)): &(usize, &(u32, u64, u64))| {
-            i == inode && from < end && start < to
-        };
-        if self.shut.borrow().iter().any(|range| changing(&range)) {
+        let range = Range { inode, start, end };
+        if self.shut.borrow().iter().any(|(_, shut)| shut.overlaps(&range)) {
             return None;
         }
         let mut active = self.active.borrow_mut();
-        let overlapping = active
-            .iter()
-            .any(|(_, f)| f.valid && f.inode == inode && f.start < end && start < f.end);
+        let overlapping = active.iter().any(|(_, f)| f.valid && f.range.overlaps(&range));
         if overlapping || active.len() >= FILLS_MAX {
             return None;
         }
-        Some(active.insert(Fill { inode, start, end, valid: true }))
+        Some(active.insert(Fill { range, valid: true }))
     }
 
     /// Somebody wrote there: what is being read is old.
     pub(crate) fn lose(&self, inode: u32, start: u64, end: u64) {
+        let range = Range { inode, start, end };
         for (_, fill) in self.active.borrow_mut().iter_mut() {
-            if fill.inode == inode && fill.start < end && start < fill.end {
-                fill.valid = false;
-            }
+            fill.valid &= !fill.range.overlaps(&range);
         }
     }
 
@@ -61,7 +68,7 @@ impl Fills {
     /// until [`Fills::reopen`].
     pub(crate) fn shut(&self, inode: u32, start: u64, end: u64) -> usize {
         self.lose(inode, start, end);
-        self.shut.borrow_mut().insert((inode, start, end))
+        self.shut.borrow_mut().insert(Range { inode, start, end })
     }
 
     pub(crate) fn reopen(&self, id: usize) {

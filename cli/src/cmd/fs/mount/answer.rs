@@ -58,39 +58,24 @@ impl Server {
                 Err(errno) => reply.error(errno),
             },
             Ask::Names { node, offset, mut reply } => {
-                let mut from = offset;
-                loop {
-                    let names = match self.names(node, from).await {
-                        Ok(names) => names,
-                        Err(errno) => return reply.error(errno),
-                    };
-                    let Some(last) = names.last() else { return reply.ok() };
-                    from = last.cookie;
-                    for name in names {
-                        let number = INodeNo(self.nodes.number(&name.node));
-                        let kind = kind(name.kind);
-                        if reply.add(number, name.cookie, kind, text::os(&name.name)) {
-                            return reply.ok();
-                        }
-                    }
+                let add = async |name: Name| {
+                    let number = INodeNo(self.nodes.number(&name.node));
+                    reply.add(number, name.cookie, kind(name.kind), text::os(&name.name))
+                };
+                match self.each_name(node, offset, add).await {
+                    Ok(()) => reply.ok(),
+                    Err(errno) => reply.error(errno),
                 }
             }
             Ask::NamesPlus { node, offset, mut reply } => {
-                let mut from = offset;
-                loop {
-                    let names = match self.names(node, from).await {
-                        Ok(names) => names,
-                        Err(errno) => return reply.error(errno),
-                    };
-                    let Some(last) = names.last() else { return reply.ok() };
-                    from = last.cookie;
-                    for name in names {
-                        let attr = self.attr_beside_name(&name).await;
-                        let (number, os) = (attr.ino, text::os(&name.name));
-                        if reply.add(number, name.cookie, os, &KEEP, &attr, Generation(0)) {
-                            return reply.ok();
-                        }
-                    }
+                let add = async |name: Name| {
+                    let attr = self.attr_beside_name(&name).await;
+                    let os = text::os(&name.name);
+                    reply.add(attr.ino, name.cookie, os, &KEEP, &attr, Generation(0))
+                };
+                match self.each_name(node, offset, add).await {
+                    Ok(()) => reply.ok(),
+                    Err(errno) => reply.error(errno),
                 }
             }
             Ask::Xattr { node, name, room, reply } => match self.xattr(node, &name).await {
@@ -194,6 +179,25 @@ impl Server {
         match self.ahead.read(id, offset, len).await {
             Ok(bytes) => Ok(bytes),
             Err(error) => Err(self.failed(id, "reading", &error).await),
+        }
+    }
+
+    /// Gives `add` every name behind the cookie `from`, until it says that the answer is full.
+    async fn each_name(
+        &self,
+        node: u64,
+        mut from: u64,
+        mut add: impl AsyncFnMut(Name) -> bool,
+    ) -> Result<(), Errno> {
+        loop {
+            let names = self.names(node, from).await?;
+            let Some(last) = names.last() else { return Ok(()) };
+            from = last.cookie;
+            for name in names {
+                if add(name).await {
+                    return Ok(());
+                }
+            }
         }
     }
 
