@@ -13,12 +13,12 @@ use anyhow::{Context, bail};
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
-use varve_block::dev::{FileDevice, FileOptions, Window};
+use varve_block::dev::{FileDevice, FileOptions, Overlay, Window};
 use varve_block::sync::RangeLock;
 use varve_block::{BlockDevice, BufPool, Dyn, Extent, Rt, Sector, Sectors};
 use varve_cache::format::{BackingState, BackingSuper, CacheMode, DeviceFacts, Superblock};
 use varve_cache::{Cache, CacheView, OpenOptions};
-use varve_crypt::reencrypt::{Devices, Reencryption, is_hot};
+use varve_crypt::reencrypt::{Devices, Reencryption};
 use varve_crypt::{
     Crypt, CryptOptions, Hashed, Key, MapOptions, PlainSpec, Replayed, Sealed, UnlockOptions,
     Volume, VolumeHandle, VolumeKind,
@@ -26,6 +26,10 @@ use varve_crypt::{
 
 /// Memory of the encryption layer: what requests whose buffers are shared are encrypted into.
 const CRYPT_POOL: usize = 64 << 20;
+
+/// Most bytes that a recovery in memory may keep. The longest zone that other programs make has 1 GiB; theirs
+/// and ours have 64 MiB, unless somebody asks for more.
+const RECOVERED_MAX: u64 = 256 << 20;
 
 /// The cache layer of a served stack.
 pub(crate) type LiveCache = Rc<Cache<FileDevice, FileDevice>>;
@@ -50,6 +54,11 @@ impl LiveCrypt {
     /// Header and data, to be changed.
     pub(crate) async fn devices(&self, rt: &Rt) -> anyhow::Result<Devices<Dyn>> {
         devices(rt, &self.config, &self.below, false).await
+    }
+
+    /// What opening any of its keyslots may cost: what the server was started with.
+    pub(crate) fn unlock_options(&self) -> UnlockOptions {
+        self.config.allowed.options(None)
     }
 }
 
@@ -118,10 +127,10 @@ pub(crate) async fn open(rt: &Rt, config: &StackConfig) -> anyhow::Result<Stack>
     let volume = match recovers && !config.read_only {
         true => {
             let view = open_below_crypt(rt, &config.clone().reading()).await?;
-            match hot_zone(rt, config, &secret, &view.top, true).await? {
+            match unlock(rt, config, &secret, &view.top).await {
                 // The key is the right one; what it opens is known once the zone is settled.
-                Some(_) => None,
-                None => Some(unlock(rt, config, &secret, &view.top).await?),
+                Err(error) if is_hot_zone(&error) => None,
+                volume => Some(volume?),
             }
         }
         false => None,
@@ -294,15 +303,12 @@ async fn add_crypt(
     stack: &Stack,
 ) -> anyhow::Result<Added> {
     let below = stack.top.clone();
-    if !config.read_only
-        && let Some(mut work) = hot_zone(rt, config, secret, &below, false).await?
-    {
-        tracing::warn!(dev = %below.geometry().dev, "a zone of the re-encryption was cut; recovering it");
-        work.settle().await?;
-    }
-    let volume = match volume {
-        Some(volume) => volume,
-        None => unlock(rt, config, secret, &below).await?,
+    let (below, volume) = match volume {
+        Some(volume) => (below, volume),
+        None => match unlock(rt, config, secret, &below).await {
+            Err(error) if is_hot_zone(&error) => recover_zone(rt, config, secret, below).await?,
+            volume => (below, volume?),
+        },
     };
     let data = below.geometry();
     for note in volume.notes_over(&data) {
@@ -372,25 +378,36 @@ async fn devices(
     }
 }
 
-/// The re-encryption that a cut left inside of a zone, proven with the key. Reads only.
-async fn hot_zone(
+/// A volume that opens once a zone of its re-encryption was recovered.
+fn is_hot_zone(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(varve_crypt::Error::HotZone))
+}
+
+/// Recovers the zone that a cut left with blocks of both keys: on the disk, or in memory where nothing may be
+/// written. Gives the device that the volume lies on.
+async fn recover_zone(
     rt: &Rt,
     config: &StackConfig,
     secret: &Arc<Key>,
-    below: &Dyn,
-    read_only: bool,
-) -> anyhow::Result<Option<Reencryption<Dyn>>> {
-    if !matches!(config.crypt, CryptConfig::Luks { .. }) {
-        return Ok(None);
-    }
-    // What is wrong with the header is for the unlocking to say.
-    if !matches!(is_hot(&devices(rt, config, below, true).await?.header).await, Ok(true)) {
-        return Ok(None);
-    }
-    let devices = devices(rt, config, below, read_only).await?;
-    let secrets = [Arc::clone(secret)];
+    below: Dyn,
+) -> anyhow::Result<(Dyn, Volume)> {
+    let mut devices = devices(rt, config, &below, config.read_only).await?;
     let options = config.allowed.options(None);
-    Ok(Some(Reencryption::resume(rt, &devices, &options, &secrets).await?))
+    let secrets = [Arc::clone(secret)];
+    let what = || format!("recovering the interrupted zone of {}", below.geometry().dev);
+    if !config.read_only {
+        tracing::warn!("{}", what());
+        let mut work = Reencryption::resume(rt, &devices, &options, &secrets).await?;
+        work.settle().await.with_context(what)?;
+        return Ok((below.clone(), work.volume()?));
+    }
+    tracing::warn!("{} in memory", what());
+    let overlay = Rc::new(Overlay::new(below.clone(), RECOVERED_MAX));
+    devices.data = Dyn::new(Rc::clone(&overlay));
+    let mut work = Reencryption::resume(rt, &devices, &options, &secrets).await?;
+    work.settle_in_memory().await.with_context(what)?;
+    overlay.seal();
+    Ok((devices.data, work.volume()?))
 }
 
 /// Unlocks a suspended volume with any of its secrets. Reads only.
@@ -403,7 +420,13 @@ pub(crate) async fn unlock_again(
     if let CryptConfig::Luks { key_slot, .. } = &mut config.crypt {
         *key_slot = None;
     }
-    unlock(rt, &config, secret, &live.below).await
+    match unlock(rt, &config, secret, &live.below).await {
+        // What lies below has the zone recovered already, and finds that out.
+        Err(error) if is_hot_zone(&error) && config.read_only => {
+            Ok(recover_zone(rt, &config, secret, live.below.clone()).await?.1)
+        }
+        volume => volume,
+    }
 }
 
 /// Writes what the operator said about the volume into its header.
@@ -433,16 +456,16 @@ async fn unlock(
             }
             plain(below, spec, secret, config.allowed.allow_weak_key)
         }
-        CryptConfig::Luks { header, key_slot, .. } => {
+        CryptConfig::Luks { key_slot, .. } => {
             let options = UnlockOptions { under_way: true, ..config.allowed.options(*key_slot) };
-            match header {
-                None => Ok(varve_crypt::unlock(rt, below, &options, secret).await?),
-                Some(path) => {
-                    let header = open_device(rt, path, true).await?;
-                    let len = below.geometry().len;
-                    Ok(varve_crypt::unlock_detached(rt, &header, len, &options, secret).await?)
+            let Devices { header, data, detached } = devices(rt, config, below, true).await?;
+            Ok(match detached {
+                false => varve_crypt::unlock(rt, &data, &options, secret).await?,
+                true => {
+                    let len = data.geometry().len;
+                    varve_crypt::unlock_detached(rt, &header, len, &options, secret).await?
                 }
-            }
+            })
         }
     }
 }

@@ -135,9 +135,6 @@ impl CipherSpec {
                 printable(&self.cipher)
             ));
         }
-        if self.key_count != 1 {
-            return no("several keys per volume are not implemented".into());
-        }
         if let Chain::Other(mode) = &self.chain {
             return no(format!("mode {} is not implemented", printable(mode)));
         }
@@ -147,6 +144,9 @@ impl CipherSpec {
                 printable(hash)
             )),
             IvMode::Eboiv if self.chain != Chain::Cbc => no("IV mode eboiv belongs to CBC".into()),
+            IvMode::Eboiv if self.key_count != 1 => {
+                no("IV mode eboiv with several keys is not implemented".into())
+            }
             IvMode::Other(mode) => no(format!("IV mode {} is not implemented", printable(mode))),
             _ => Ok(()),
         }
@@ -154,17 +154,24 @@ impl CipherSpec {
 
     /// Whether the cipher takes keys of that many bytes (check 39).
     pub fn takes_key(&self, len: usize) -> bool {
+        let count = self.key_count as usize;
         match self.chain {
+            _ if !len.is_multiple_of(count) => false,
             // 48 would be two keys of 192 bits, which nobody makes.
-            Chain::Xts => matches!(len, 32 | 64),
-            _ => matches!(len, 16 | 24 | 32),
+            Chain::Xts => matches!(len / count, 32 | 64),
+            _ => matches!(len / count, 16 | 24 | 32),
         }
+    }
+
+    /// The cipher of one of several keys.
+    pub(crate) fn of_one_key(&self) -> CipherSpec {
+        CipherSpec { key_count: 1, ..self.clone() }
     }
 
     /// The same question for a volume that is about to be made: IV modes that repeat are out.
     pub fn check_creatable(&self) -> Result<()> {
         self.check_supported()?;
-        if self.chain != Chain::Xts || self.cipher != "aes" {
+        if self.chain != Chain::Xts || self.cipher != "aes" || self.key_count != 1 {
             return Err(Error::unsupported(format!(
                 "making a volume with {self}: new volumes have AES-XTS, others are only opened"
             )));
@@ -370,7 +377,7 @@ mod tests {
             "aes-cbc-tcw",
             "aes-cbc-elephant",
             "aes-xts-eboiv",
-            "aes:2-xts-plain64",
+            "aes:2-cbc-eboiv",
             "aes-lrw-benbi",
             "aes-xts-random",
             "capi:authenc(hmac(sha256),xts(aes))-random",
@@ -390,6 +397,8 @@ mod tests {
             "aes-cbc-benbi",
             "aes-cbc-eboiv",
             "aes-ecb",
+            "aes:2-xts-plain64",
+            "aes:64-cbc-essiv:sha256",
         ] {
             spec(text).check_supported().unwrap();
             assert!(matches!(spec(text).check_creatable(), Err(Error::Unsupported(_))), "{text}");

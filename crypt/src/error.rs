@@ -40,6 +40,14 @@ pub enum Error {
         why: String,
     },
 
+    /// A re-encryption was cut inside of a zone. The secret and the metadata were proven: recovering it
+    /// ([`Reencryption::settle`](crate::reencrypt::Reencryption::settle)) makes a volume of it.
+    #[error(
+        "the re-encryption was interrupted inside of a zone: serving the volume recovers it, and so does: \
+         varve crypt reencrypt --resume-only"
+    )]
+    HotZone,
+
     /// The caller's own options contradict each other, the device or the format.
     #[error("{0}")]
     Options(String),

@@ -101,8 +101,16 @@ impl Limits {
 }
 
 impl Kdf {
-    /// Why this derivation is not run, or nothing.
+    /// Why this derivation is not run, or nothing. Says so where the operator can allow it.
     pub fn too_expensive(&self, limits: &Limits) -> Option<String> {
+        let why = self.beyond(limits)?;
+        Some(match self.beyond(&Limits::format_maximum()) {
+            None => format!("{why}; --allow-costly-kdf pays it"),
+            Some(_) => why,
+        })
+    }
+
+    fn beyond(&self, limits: &Limits) -> Option<String> {
         match *self {
             Kdf::Pbkdf2 { iterations, .. } => (iterations > limits.pbkdf2_iterations).then(|| {
                 format!("{iterations} PBKDF2 iterations, the limit is {}", limits.pbkdf2_iterations)

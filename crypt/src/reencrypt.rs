@@ -49,7 +49,7 @@ mod start;
 mod state;
 
 pub use attached::{export_header, is_export};
-pub use online::{Online, is_hot};
+pub use online::Online;
 pub use plan::{Protect, Start};
 pub use run::{Devices, Ended, Progress, Reencryption, status};
 pub use start::start;

@@ -142,6 +142,8 @@ pub struct Xts {
     iv: IvSource,
     sector_size: SectorSize,
     large: bool,
+    /// The keys behind the first, where a sector's number chooses its key.
+    others: Vec<Xts>,
 }
 
 enum Expanded {
@@ -149,6 +151,8 @@ enum Expanded {
     AwsLc(AwsLc),
     Soft(Soft),
     Old(Old),
+    /// Bytes stay as they are.
+    Clear,
 }
 
 impl std::fmt::Debug for Xts {
@@ -161,15 +165,25 @@ impl Xts {
     /// Expands a key. A wrong length, a weak key and a cipher that is not implemented are errors.
     pub fn new(params: &XtsParams, key: &Key) -> Result<Xts> {
         params.spec.check_supported()?;
+        let count = params.spec.key_count as usize;
         if !params.spec.takes_key(key.len()) {
             let lengths =
                 if params.spec.chain == Chain::Xts { "256 or 512" } else { "128, 192 or 256" };
+            let times = if count > 1 { format!(", {count} times") } else { String::new() };
             return Err(Error::unsupported(format!(
-                "a key of {} bits for {}: it takes {lengths}",
+                "a key of {} bits for {}: it takes {lengths}{times}",
                 key.len() * 8,
                 params.spec
             )));
         }
+        let one = XtsParams { spec: params.spec.of_one_key(), ..params.clone() };
+        let mut keys = key.bytes().chunks(key.len() / count).map(Key::copy_from);
+        let mut first = Xts::of_one(&one, &keys.next().expect("at least one"))?;
+        first.others = keys.map(|key| Xts::of_one(&one, &key)).collect::<Result<_>>()?;
+        Ok(first)
+    }
+
+    fn of_one(params: &XtsParams, key: &Key) -> Result<Xts> {
         let weak = (params.spec.chain == Chain::Xts && key.halves_equal()) || key.is_zero();
         if weak && !params.allow_weak_key {
             return Err(Error::refused(
@@ -183,7 +197,24 @@ impl Xts {
             iv: IvSource::new(&params.spec, key)?,
             sector_size: params.sector_size,
             large: params.iv_large_sectors,
+            others: Vec::new(),
         })
+    }
+
+    /// The key of a data unit: by the number of its first 512-byte sector, also where the IV counts larger ones.
+    fn of(&self, n: u64) -> &Xts {
+        let index = n & self.others.len() as u64;
+        match usize::try_from(index).expect("fewer than 64") {
+            0 => self,
+            index => &self.others[index - 1],
+        }
+    }
+
+    /// What leaves bytes as they are: for a part of a volume that is not encrypted yet, or not any more. No
+    /// header and no option leads here but a re-encryption whose digest was proven.
+    pub(crate) fn clear(sector_size: SectorSize) -> Xts {
+        let iv = IvSource { mode: IvMode::None, cipher: None };
+        Xts { engine: Expanded::Clear, iv, sector_size, large: false, others: Vec::new() }
     }
 
     /// The engine that computes.
@@ -191,7 +222,7 @@ impl Xts {
         match self.engine {
             Expanded::Fused(ref fused) => Engine::own(fused.isa()),
             Expanded::AwsLc(_) => Engine::AwsLc,
-            Expanded::Soft(_) | Expanded::Old(_) => Engine::Soft,
+            Expanded::Soft(_) | Expanded::Old(_) | Expanded::Clear => Engine::Soft,
         }
     }
 
@@ -223,11 +254,15 @@ impl Xts {
     /// As [`Xts::encrypt`], and when the lengths differ.
     pub fn encrypt_into(&self, n: u64, from: &[u8], to: &mut [u8]) {
         assert_eq!(from.len(), to.len(), "source and target have one length");
+        if !self.others.is_empty() {
+            to.copy_from_slice(from);
+            return self.encrypt(n, to);
+        }
         let (ivs, size) = (self.units(n, from.len()), self.sector_size.bytes());
         match &self.engine {
             Expanded::Fused(fused) => fused.encrypt_into(ivs, size, from, to),
             Expanded::AwsLc(aws) => aws.encrypt_into(ivs, size, from, to),
-            Expanded::Soft(_) | Expanded::Old(_) => {
+            Expanded::Soft(_) | Expanded::Old(_) | Expanded::Clear => {
                 to.copy_from_slice(from);
                 self.encrypt(n, to);
             }
@@ -235,7 +270,16 @@ impl Xts {
     }
 
     fn in_place(&self, direction: Direction, n: u64, data: &mut [u8]) {
-        self.run(direction, self.units(n, data.len()), data);
+        let ivs = self.units(n, data.len());
+        if self.others.is_empty() {
+            return self.run(direction, ivs, data);
+        }
+        let mut n = n;
+        for unit in data.chunks_exact_mut(self.sector_size.bytes()) {
+            let xts = self.of(n);
+            xts.run(direction, xts.units(n, unit.len()), unit);
+            n = n.wrapping_add(self.sector_size.sectors());
+        }
     }
 
     /// Whole data units, the next of `ivs` for each.
@@ -255,6 +299,7 @@ impl Xts {
                     old.sector(direction, iv, unit);
                 }
             }
+            Expanded::Clear => {}
         }
     }
 

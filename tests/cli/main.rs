@@ -3,6 +3,7 @@
 
 mod bad_images;
 mod bad_input;
+mod costly;
 mod looking;
 mod media;
 mod memory;

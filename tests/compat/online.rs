@@ -63,16 +63,30 @@ fn load(mut nbd: Nbd, mut known: Known, seed: u64, most: u64) -> JoinHandle<Know
     })
 }
 
-/// Reads the disk through a new server. The write without an answer may have come to pass, per sector.
-fn look(dir: &std::path::Path, mut known: Known, case: &str) -> Known {
-    let server = Server::start(dir, &stack());
-    let mut nbd = server.connect();
+/// Waits for the beginning, which takes its time on a busy machine.
+fn until_under_way(dir: &std::path::Path, header: &str) {
+    let begun = || is_under_way(dir, header).then_some(());
+    clock::wait_for(Duration::from_secs(60), begun).expect("it begins");
+}
+
+fn read_all(nbd: &mut Nbd) -> Vec<u8> {
     let mut found = Vec::new();
-    for at in (0..known.data.len()).step_by(1 << 20) {
-        let len = u32::try_from((known.data.len() - at).min(1 << 20)).expect("a piece");
-        found.extend(nbd.read(at as u64, len).expect("the server stays").expect("a read"));
+    while (found.len() as u64) < nbd.size() {
+        let at = found.len() as u64;
+        let len = u32::try_from((nbd.size() - at).min(1 << 20)).expect("a piece");
+        found.extend(nbd.read(at, len).expect("the server stays").expect("a read"));
     }
-    drop(nbd);
+    found
+}
+
+fn look(dir: &std::path::Path, known: Known, case: &str) -> Known {
+    look_at(dir, &stack(), known, case)
+}
+
+/// Reads the disk through a new server. The write without an answer may have come to pass, per sector.
+fn look_at(dir: &std::path::Path, stack: &Stack, mut known: Known, case: &str) -> Known {
+    let server = Server::start(dir, stack);
+    let found = read_all(&mut server.connect());
     server.stop();
     if let Some((at, data)) = known.open.take() {
         for (n, new) in data.chunks(512).enumerate() {
@@ -112,6 +126,9 @@ fn a_served_volume_gets_another_key_through_kills_and_under_load() {
             let writer = load(server.connect(), known, round + 1, u64::MAX);
             let mut work = online(dir, &format!("--hotzone-size 128k --rate 4M {more}"));
             // Also in the middle of the beginning.
+            if round > 0 {
+                until_under_way(dir, "disk.img");
+            }
             clock::pause(Duration::from_millis(150 + 200 * round));
             server.kill();
             work.wait().expect("a child");
@@ -162,4 +179,62 @@ fn a_half_done_volume_is_served_as_it_is() {
     let known = look(dir, known, "served half done");
     cryptsetup(dir, &format!("{OFFLINE} --resume-only disk.img")).ok();
     is_whole(dir, "disk.img", &known.data, "finished by cryptsetup");
+}
+
+/// A plain disk gets its header, and loses it again, under a client and through kills: in turns online, and at
+/// last by cryptsetup.
+#[test]
+fn a_served_disk_is_encrypted_and_decrypted_through_kills_and_under_load() {
+    if !tool::have(&["cryptsetup"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let dir = dir.path();
+    std::fs::write(dir.join("key"), "a key for a disk").expect("a key");
+    // Two and a half times as long as what moves.
+    let (plain, shift) = (disk::noise(77, 10 << 20), 4 << 20);
+    let mut image = plain.clone();
+    image.resize(plain.len() + 2 * shift, 0);
+    std::fs::write(dir.join("disk.img"), image).expect("a disk");
+    let begin = "crypt reencrypt disk.img --key-file key --init-only";
+    varve(dir, &format!("{begin} --encrypt --reduce-device-size 8M {COST}")).ok();
+    let mut known = Known { data: plain, open: None };
+    known = through_kills(dir, &stack(), "disk.img", known);
+    cryptsetup(dir, &format!("{OFFLINE} --resume-only disk.img")).ok();
+    // The volume goes to the end of the disk now.
+    known.data = whole(dir, &stack(), &known.data);
+    is_whole(dir, "disk.img", &known.data, "encrypted");
+
+    let how = "--decrypt --header head.img --resilience datashift-journal";
+    varve(dir, &format!("{begin} {how} {COST}")).ok();
+    let stack = stack().with("--header", "head.img");
+    known = through_kills(dir, &stack, "head.img", known);
+    cryptsetup(dir, &format!("{OFFLINE} --resume-only --header head.img disk.img")).ok();
+    let disk = std::fs::read(dir.join("disk.img")).expect("the disk");
+    assert!(disk[..known.data.len()] == known.data, "decrypted");
+}
+
+/// Serves, writes, works and kills, until it was killed in the middle three times.
+fn through_kills(dir: &std::path::Path, stack: &Stack, header: &str, mut known: Known) -> Known {
+    for round in 0..3u64 {
+        let server = Server::start(dir, stack);
+        let writer = load(server.connect(), known, round + 11, u64::MAX);
+        let mut work = online(dir, "--hotzone-size 128k --rate 4M --resume-only");
+        clock::pause(Duration::from_millis(200 + 150 * round));
+        server.kill();
+        work.wait().expect("a child");
+        known = writer.join().expect("the client saw what it wrote");
+        assert!(is_under_way(dir, header), "{header}, round {round}");
+        known = look_at(dir, stack, known, &format!("{header}, round {round}"));
+    }
+    known
+}
+
+/// What a server reads, of which the beginning is known.
+fn whole(dir: &std::path::Path, stack: &Stack, begins: &[u8]) -> Vec<u8> {
+    let server = Server::start(dir, stack);
+    let found = read_all(&mut server.connect());
+    server.stop();
+    assert!(found.starts_with(begins), "other data");
+    found
 }

@@ -9,7 +9,7 @@ use varve_tests::client::{Server, Stack};
 use varve_tests::varve::{binary, varve};
 use varve_tests::{clock, disk, process, tool};
 
-use crate::reencrypt::{COST, OFFLINE, cryptsetup, fill};
+use crate::reencrypt::{COST, OFFLINE, cryptsetup, fill, is_shown};
 
 /// A payload of two and a half shifts.
 const PAYLOAD: usize = 10 << 20;
@@ -33,12 +33,15 @@ const ENCRYPT: Job = Job {
     files: &["disk.img"],
     header: "disk.img",
 };
-const DECRYPT: Job = Job {
-    begin: "--decrypt --header head.img --resilience datashift-checksum",
-    resume: "--header head.img",
-    files: &["disk.img", "head.img"],
-    header: "head.img",
-};
+const DECRYPT_BY_CHECKSUMS: Job =
+    decrypt("--decrypt --header head.img --resilience datashift-checksum");
+const DECRYPT_BY_JOURNAL: Job =
+    decrypt("--decrypt --header head.img --resilience datashift-journal");
+const JOBS: [Job; 3] = [ENCRYPT, DECRYPT_BY_CHECKSUMS, DECRYPT_BY_JOURNAL];
+
+const fn decrypt(begin: &'static str) -> Job {
+    Job { begin, resume: "--header head.img", files: &["disk.img", "head.img"], header: "head.img" }
+}
 
 impl Job {
     /// The disk before it, in `before.img`, and the plain data that it holds.
@@ -74,6 +77,11 @@ impl Job {
     fn is_under_way(&self, dir: &Path) -> bool {
         let dump = varve(dir, &format!("crypt dump --json {}", self.header));
         dump.code == Some(0) && dump.ok().contains("online-reencrypt-v")
+    }
+
+    fn stack(&self) -> Stack {
+        let stack = Stack::backing("disk.img");
+        if self.encrypts() { stack } else { stack.with("--header", "head.img") }
     }
 
     /// The header is an ordinary one: it came to its end before the kill.
@@ -125,7 +133,7 @@ fn what_cryptsetup_was_killed_in_we_finish_when_data_move() {
     if !tool::have(&["cryptsetup", "strace"]) {
         return;
     }
-    for job in [ENCRYPT, DECRYPT] {
+    for job in JOBS {
         let (dir, data) = job.folder();
         let dir = dir.path();
         job.reset(dir);
@@ -153,6 +161,10 @@ fn what_cryptsetup_was_killed_in_we_finish_when_data_move() {
                 }
                 if job.is_under_way(dir) {
                     hot += u32::from(job.is_hot(dir));
+                    // Behind its last zone no key is left that could prove a decryption.
+                    if job.encrypts() || job.is_hot(dir) {
+                        is_shown(dir, job.files, &job.stack(), &data, &case);
+                    }
                     let line = format!("crypt reencrypt --resume-only disk.img {}", job.resume);
                     let done = varve(dir, &format!("{line} --key-file key"));
                     assert_eq!(done.code, Some(0), "{case}: {done}");
@@ -170,7 +182,7 @@ fn what_we_were_killed_in_cryptsetup_finishes_when_data_move() {
     if !tool::have(&["cryptsetup"]) {
         return;
     }
-    for job in [ENCRYPT, DECRYPT] {
+    for job in JOBS {
         let (dir, data) = job.folder();
         let dir = dir.path();
         let (mut taken, mut hot, mut again) = (0, 0, 0);

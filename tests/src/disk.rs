@@ -68,10 +68,17 @@ pub fn sum_file(path: &Path) -> String {
 #[track_caller]
 #[must_use]
 pub fn sum_export(nbd: &mut Nbd) -> String {
+    sum_export_to(nbd, nbd.size())
+}
+
+/// The same of its first `end` bytes.
+#[track_caller]
+#[must_use]
+pub fn sum_export_to(nbd: &mut Nbd, end: u64) -> String {
     let mut sha = Sha256::new();
     let mut at = 0;
-    while at < nbd.size() {
-        let len = u32::try_from((nbd.size() - at).min(CHUNK as u64)).expect("at most a chunk");
+    while at < end {
+        let len = u32::try_from((end - at).min(CHUNK as u64)).expect("at most a chunk");
         let data = nbd.read(at, len).expect("the server stays").unwrap_or_else(|errno| {
             panic!("reading {len} bytes at {at}: {errno:?}");
         });

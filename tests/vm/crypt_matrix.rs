@@ -87,6 +87,8 @@ const fn plain(
 /// Headers cost an emulated machine seconds each, so most ciphers are met without one.
 const VOLUMES: &[Volume] = &[
     luks1("l1-cbc-essiv", "--type luks1 --cipher aes-cbc-essiv:sha256 --key-size 256"),
+    luks1("l1-two-keys", "--type luks1 --cipher aes:2-cbc-essiv:sha256 --key-size 512"),
+    luks2("l2-two-keys", "--type luks2 --cipher aes:2-xts-plain64 --key-size 1024"),
     luks2(
         "l2-serpent-4k",
         "--type luks2 --cipher serpent-xts-plain64 --key-size 512 --sector-size 4096",
@@ -153,6 +155,18 @@ const VOLUMES: &[Volume] = &[
         32,
         "serpent-cbc-plain64",
         "--type plain --cipher serpent-cbc-plain64 --key-size 256",
+    ),
+    plain(
+        "p-four-keys",
+        64,
+        "aes:4-cbc-plain64,skip=3",
+        "--type plain --cipher aes:4-cbc-plain64 --key-size 512 --skip 3",
+    ),
+    plain(
+        "p-many-keys-4k",
+        256,
+        "aes:16-cbc-benbi,sector=4096,iv-large-sectors",
+        "--type plain --cipher aes:16-cbc-benbi --key-size 2048 --sector-size 4096 --iv-large-sectors",
     ),
     plain("p-ecb", 16, "aes-ecb", "--type plain --cipher aes-ecb --key-size 128"),
 ];

@@ -10,6 +10,7 @@ mod import;
 mod integrity;
 mod nbd_client;
 mod power_cut;
+mod reencrypt;
 
 use std::time::Duration;
 

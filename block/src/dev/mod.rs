@@ -2,6 +2,7 @@
 
 mod file;
 mod mem;
+mod overlay;
 mod remote;
 pub mod sim;
 pub(crate) mod sys;
@@ -9,6 +10,7 @@ mod window;
 
 pub use file::{FileDevice, FileHandle, FileOptions};
 pub use mem::Mem;
+pub use overlay::Overlay;
 pub use remote::{Remote, RemoteHandle};
 pub use sim::SimDisk;
 pub use window::Window;

@@ -11,8 +11,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use varve_block::Rt;
+use varve_crypt::Key;
 use varve_crypt::reencrypt::{Ended, Progress};
-use varve_crypt::{Key, UnlockOptions};
 
 /// How often a stop looks whether the zone is done.
 const LOOK: Duration = Duration::from_millis(5);
@@ -51,7 +51,7 @@ impl Job {
             );
         }
         let devices = crypt.devices(rt).await?;
-        let options = UnlockOptions::default();
+        let options = crypt.unlock_options();
         let work = take_up(rt, &args, (&devices, false), &options, |_| Ok(secrets)).await?;
         let work = work.online(crypt.handle.clone(), ranges)?;
         let job = Rc::new(Job {

@@ -177,9 +177,7 @@ async fn check_image(
         return Err(Error::unsupported("a LUKS1 header for an encryption in place"));
     };
     let op = Operation::parse(&h, disk)?;
-    let ids = op.digests();
-    let mut keys = super::keys::open_all(rt, &header, &h, &ids, options, &plan.secrets).await?;
-    let keys: Vec<Key> = ids.iter().filter_map(|id| keys.remove(id)).collect();
+    let keys = super::keys::of_operation(rt, &header, &h, &op, options, &plan.secrets).await?;
     super::digest::verify(&h, &op, &keys.iter().collect::<Vec<_>>(), &options.limits)?;
     Ok((op, keys))
 }

@@ -25,21 +25,18 @@ pub(super) struct Codec {
 }
 
 impl Codec {
-    /// `keys` are those of [`Operation::digests`], in order.
+    /// `keys` are those of [`Operation::digests`], in order; without the first of them nothing can be read as it
+    /// was.
     pub(super) fn new(op: &Operation, keys: &[&Key]) -> Result<Codec> {
         let ids = op.digests();
+        let known = &ids[ids.len() - keys.len()..];
         let expand = |side: &Side, weak: bool| -> Result<Expanded> {
             let Some(c) = &side.cipher else { return Ok(None) };
-            let at = ids.iter().position(|id| *id == c.digest).expect("listed by the operation");
+            let Some(at) = known.iter().position(|id| *id == c.digest) else { return Ok(None) };
             Ok(Some((Arc::new(Codec::xts(c, keys[at], weak)?), c.iv_tweak)))
         };
         // To get away from a weak key is a reason to be here.
         Ok(Codec { old: expand(&op.previous, true)?, new: expand(&op.last, false)? })
-    }
-
-    /// Nothing to convert.
-    pub(super) fn plain() -> Codec {
-        Codec { old: None, new: None }
     }
 
     /// Schedule of the old side's key, and what is added to its sectors.

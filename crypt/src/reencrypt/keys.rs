@@ -1,10 +1,10 @@
 //! Which secret opens which slot of which key.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use varve_block::{BlockDevice, Rt};
 
+use super::state::{Mode, Operation};
 use crate::error::{Error, Result, Skipped};
 use crate::format::luks2::Luks2;
 use crate::header::Header;
@@ -56,19 +56,37 @@ pub(super) async fn open<D: BlockDevice>(
     found.ok_or(Error::WrongKey { skipped })
 }
 
+/// The keys of an operation, old one first. Where only the header is left to do, the old one may be gone: then
+/// without it.
+pub(super) async fn of_operation<D: BlockDevice>(
+    rt: &Rt,
+    device: &D,
+    h: &Luks2,
+    op: &Operation,
+    options: &UnlockOptions,
+    secrets: &[Arc<Key>],
+) -> Result<Vec<Key>> {
+    let ids = op.digests();
+    match open_all(rt, device, h, &ids, options, secrets).await {
+        Err(Error::WrongKey { .. }) if op.position.is_finished() && op.mode != Mode::Encrypt => {
+            open_all(rt, device, h, &ids[1..], options, secrets).await
+        }
+        keys => keys,
+    }
+}
+
 /// The keys of all these digests, each of which one of the secrets must open.
-pub(super) async fn open_all<D: BlockDevice>(
+async fn open_all<D: BlockDevice>(
     rt: &Rt,
     device: &D,
     h: &Luks2,
     digests: &[u32],
     options: &UnlockOptions,
     secrets: &[Arc<Key>],
-) -> Result<BTreeMap<u32, Key>> {
-    let mut keys = BTreeMap::new();
+) -> Result<Vec<Key>> {
+    let mut keys = Vec::new();
     for &digest in digests {
-        let opened = open(rt, device, h, digest, options, secrets, false).await?;
-        keys.insert(digest, opened.key);
+        keys.push(open(rt, device, h, digest, options, secrets, false).await?.key);
     }
     Ok(keys)
 }

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! Requests look at the segments after they have the lock, so a write goes to the new key exactly when the
-//! header says so. When a step fails behind "hot", nobody may write to the zone under either key: the volume
+//! header says so. Parts that are not encrypted yet, or not any more, are segments like the others, without
+//! a cipher. When a step fails behind "hot", nobody may write to the zone under either key: the volume
 //! stops, and the next open recovers it.
 
 use std::ops::ControlFlow;
@@ -21,39 +22,41 @@ use varve_block::{BlockDevice, Extent, Rt, Sector, Sectors};
 use super::convert::Codec;
 use super::digest;
 use super::keys;
-use super::position::Part;
+use super::position::{Part, Place};
 use super::run::{Ended, Progress, Reencryption};
-use super::state::{Mode, Operation, Resilience, wrong};
+use super::state::{Operation, Resilience, wrong};
 use crate::device::VolumeHandle;
 use crate::error::{Error, Result};
 use crate::format::luks2::Luks2;
-use crate::header::Header;
 use crate::key::Key;
 use crate::unlock::UnlockOptions;
 use crate::volume::{Mapping, Volume, VolumeKind};
-use crate::xts::SectorSize;
+use crate::xts::{SectorSize, Xts};
 
-/// The segments of a volume under way.
+/// The segments of a volume under way, in the order of the payload. No zone is hot.
 fn mappings(op: &Operation, codec: &Codec) -> Result<Vec<Mapping>> {
-    if op.mode != Mode::Reencrypt || op.shift.is_some() {
-        return Err(Error::unsupported(format!(
-            "serving a volume in the middle of mode {}; finish it with: varve crypt reencrypt \
-             --resume-only",
-            op.mode.name()
-        )));
-    }
     let unit = op.sector_size();
+    let clear = Xts::clear(SectorSize::new(unit).expect("one of the four"));
+    let clear = (Arc::new(clear), 0);
     let mut mappings = Vec::new();
-    for piece in op.position.pieces(op.direction) {
+    for Place { piece, offset, .. } in op.layout().places(op.position) {
         if !piece.start.is_multiple_of(unit) || !piece.len.is_multiple_of(unit) {
             let found = format!("{}+{}", piece.start, piece.len);
             return Err(wrong("segments", found, format!("multiples of {unit}")));
         }
-        let side = if piece.part == Part::New { codec.new_side() } else { codec.old_side() };
-        let (xts, tweak) = side.expect("both sides of this mode are encrypted");
+        let (side, of) = match piece.part {
+            Part::New => (codec.new_side(), &op.last),
+            Part::Old | Part::Hot => (codec.old_side(), &op.previous),
+        };
+        assert_eq!(
+            side.is_some(),
+            of.cipher.is_some(),
+            "what is encrypted is never shown as it is"
+        );
+        let (xts, tweak) = side.unwrap_or(&clear);
         mappings.push(Mapping {
             range: Extent::new(Sector(piece.start / 512), Sectors(piece.len / 512)),
-            below: Sector((op.last.offset + piece.start) / 512),
+            below: Sector(offset / 512),
             iv_offset: tweak.wrapping_add(piece.start / 512),
             xts: Arc::clone(xts),
         });
@@ -61,10 +64,10 @@ fn mappings(op: &Operation, codec: &Codec) -> Result<Vec<Mapping>> {
     Ok(mappings)
 }
 
-/// Opens a volume in the middle of a re-encryption, once its metadata were proven with both keys.
+/// Opens a volume in the middle of a re-encryption, once its metadata were proven with all keys.
 ///
 /// # Errors
-/// [`Error::Refused`] when a cut left a hot zone: it has to be settled first ([`Reencryption::settle`]).
+/// [`Error::HotZone`] when they were, and a cut left a hot zone.
 pub(crate) async fn open<H: BlockDevice>(
     rt: &Rt,
     header_device: &H,
@@ -75,24 +78,33 @@ pub(crate) async fn open<H: BlockDevice>(
     secret: &Arc<Key>,
 ) -> Result<Volume> {
     let op = Operation::parse(h, data_len.bytes())?;
-    if op.position.hot > 0 {
-        return Err(Error::refused(
-            42,
-            "the re-encryption was interrupted inside of a zone: opening it for writing recovers it, or \
-             varve crypt reencrypt --resume-only",
-        ));
+    let end = h.metadata.areas_end(h.hdr_size);
+    let places = op.layout().places(op.position).into_iter().map(|place| place.offset);
+    if let Some(over) = places.chain([op.last.offset]).find(|at| !detached && *at < end) {
+        return Err(wrong("segments", over, "a payload behind the header"));
     }
-    if !detached && op.last.offset < h.metadata.areas_end(h.hdr_size) {
-        return Err(wrong("segments", op.last.offset, "a payload behind the header"));
-    }
-    let ids = op.digests();
     let secrets = [Arc::clone(secret)];
     let options = UnlockOptions { slot: None, ..options.clone() };
-    let keys = keys::open_all(rt, header_device, h, &ids, &options, &secrets).await?;
-    let keys: Vec<&Key> = ids.iter().map(|id| &keys[id]).collect();
-    digest::verify(h, &op, &keys, &options.limits)?;
-    let codec = Codec::new(&op, &keys)?;
-    let cipher = op.last.cipher.as_ref().expect("the digest names it");
+    let keys = keys::of_operation(rt, header_device, h, &op, &options, &secrets).await?;
+    let keys: Vec<&Key> = keys.iter().collect();
+    // Without the old key it is the volume that it will be, of which the new key is the proof.
+    if keys.len() == op.digests().len() {
+        digest::verify(h, &op, &keys, &options.limits)?;
+    } else if keys.is_empty() {
+        return Err(Error::unsupported(
+            "the data are decrypted and only the header is left to do: varve crypt reencrypt --resume-only",
+        ));
+    }
+    if op.position.hot > 0 {
+        return Err(Error::HotZone);
+    }
+    volume(h, &op, &Codec::new(&op, &keys)?)
+}
+
+/// The volume as the operation has it now.
+fn volume(h: &Luks2, op: &Operation, codec: &Codec) -> Result<Volume> {
+    let cipher = op.last.cipher.as_ref().or(op.previous.cipher.as_ref());
+    let cipher = cipher.expect("one side is encrypted");
     let (done, total) = (op.position.done, op.position.total);
     Ok(Volume {
         kind: VolumeKind::Luks2,
@@ -100,22 +112,14 @@ pub(crate) async fn open<H: BlockDevice>(
         label: h.label.clone(),
         cipher: cipher.spec.clone(),
         sector_size: SectorSize::new(op.sector_size()).expect("one of the four"),
-        segments: mappings(&op, &codec)?,
+        segments: mappings(op, codec)?,
         seal: None,
         flags: h.metadata.config.flags.clone(),
         slot: None,
-        // Two of them are in use; they are in the segments.
+        // Up to two of them are in use; they are in the segments.
         key: Key::zeroed(0),
         notes: vec![format!("a re-encryption is under way: {done} of {total} bytes are done")],
     })
-}
-
-/// Whether a cut left the volume inside of a zone.
-pub async fn is_hot<D: BlockDevice>(device: &D) -> Result<bool> {
-    match Header::read(device, None).await? {
-        Header::Luks1(_) => Ok(false),
-        Header::Luks2(h) => Ok(super::state::describe(&h.metadata).is_some_and(|s| s.crashed)),
-    }
 }
 
 /// A re-encryption of a volume that is served.
@@ -123,22 +127,35 @@ pub struct Online<D> {
     work: Reencryption<D>,
     volume: VolumeHandle,
     ranges: RangeLock,
+    /// The header is an ordinary one again.
+    finished: bool,
 }
 
 impl<D: BlockDevice + Clone> Reencryption<D> {
+    /// The volume as it is. No zone is hot.
+    ///
+    /// # Errors
+    /// [`Error::HotZone`], and [`Error::Corrupt`] when its parts are no whole sectors.
+    pub fn volume(&self) -> Result<Volume> {
+        if self.op.position.hot > 0 {
+            return Err(Error::HotZone);
+        }
+        volume(self.editor.header(), &self.op, &self.codec)
+    }
+
     /// Goes on under `volume`, whose requests take `ranges` for reading.
     ///
     /// # Errors
     /// [`Error::Options`] when the volume is another one, has smaller blocks than the new key's sectors, or
     /// when nothing protects the zones. The volume is as it was.
     pub fn online(self, volume: VolumeHandle, ranges: RangeLock) -> Result<Online<D>> {
-        if self.op.resilience == Resilience::None {
+        if self.op.resilience == Resilience::None && self.op.shift.is_none() {
             return Err(Error::unsupported("resilience none while the volume is served"));
         }
         if self.op.position.hot > 0 {
             return Err(Error::Options("a zone is hot while the volume is served".into()));
         }
-        let online = Online { work: self, volume, ranges };
+        let online = Online { work: self, volume, ranges, finished: false };
         // Before the first zone, so that what cannot be served is not begun.
         online.show()?;
         Ok(online)
@@ -163,11 +180,10 @@ impl<D: BlockDevice + Clone> Online<D> {
     ) -> Result<Ended> {
         loop {
             let progress = self.progress();
-            if self.work.op.position.is_finished() {
-                self.work.finish().await?;
+            if self.finished {
                 return Ok(Ended::Finished);
             }
-            if watch(progress).is_break() {
+            if watch(progress).is_break() && !self.work.op.position.is_finished() {
                 return Ok(Ended::Interrupted(progress));
             }
             let began = rt.now();
@@ -179,27 +195,35 @@ impl<D: BlockDevice + Clone> Online<D> {
         }
     }
 
-    /// One zone.
+    /// One zone, or what is left to do behind the last one.
     async fn step(&mut self) -> Result<u64> {
+        if self.work.op.position.is_finished() {
+            self.work.finish().await?;
+            self.finished = true;
+            return Ok(0);
+        }
         let next = self.work.op.position.heat(self.work.zone);
         let (start, len) = next.zone(self.work.op.direction);
         let zone = Extent::new(Sector(start / 512), Sectors(len / 512));
         let _zone = self.ranges.write(zone).await;
         self.work.payload.device.flush().await?;
-        let parts = self.work.payload.read(start, len).await?;
-        let parts = self.work.protect(parts).await?;
+        let parts = self.work.prepare(next).await?;
         let done = async {
-            self.work.commit(next).await?;
-            self.work.convert(parts).await?;
-            self.work.commit(next.advance()).await
+            self.work.carry_out(next, parts).await?;
+            // The header still calls the last zone of a payload that moves a hot one, and a recovery would
+            // take back what is written to it from now on.
+            if self.work.op.position.is_finished() && self.work.op.shift.is_some() {
+                self.work.finish().await?;
+                self.finished = true;
+            }
+            self.show()
         }
         .await;
         // The zone is neither old nor new, and its next open must find no bytes that it does not expect.
-        let shown = done.and_then(|()| self.show());
-        if shown.is_err() {
+        if done.is_err() {
             self.volume.stop();
         }
-        shown.map(|()| len)
+        done.map(|()| len)
     }
 
     /// Requests that begin now see how far the work is.

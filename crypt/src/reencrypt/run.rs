@@ -79,19 +79,8 @@ impl<D: BlockDevice + Clone> Reencryption<D> {
         let editor = MetadataEditor::open(devices.header.clone(), options.header_copy).await?;
         let h = editor.header();
         let op = Operation::parse(h, devices.data.geometry().len.bytes())?;
-        let mut ids = op.digests();
-        let device = &devices.header;
-        let keys = match keys::open_all(rt, device, h, &ids, options, secrets).await {
-            // Only the header is left to do, and the old key may be gone.
-            Err(Error::WrongKey { .. })
-                if op.position.is_finished() && op.mode != Mode::Encrypt =>
-            {
-                ids.remove(0);
-                keys::open_all(rt, device, h, &ids, options, secrets).await?
-            }
-            keys => keys?,
-        };
-        let keys: Vec<&Key> = ids.iter().map(|id| &keys[id]).collect();
+        let keys = keys::of_operation(rt, &devices.header, h, &op, options, secrets).await?;
+        let keys: Vec<&Key> = keys.iter().collect();
         Reencryption::with_keys(rt, devices, options, editor, op, &keys)
     }
 
@@ -116,11 +105,7 @@ impl<D: BlockDevice + Clone> Reencryption<D> {
         if complete {
             digest::verify(h, &op, keys, &options.limits)?;
         }
-        let codec = match complete {
-            true => Codec::new(&op, keys)?,
-            // Nothing is left to convert.
-            false => Codec::plain(),
-        };
+        let codec = Codec::new(&op, keys)?;
         let block = devices.data.geometry().block.bytes();
         let mut unit = op.sector_size().max(block);
         if !op.position.total.is_multiple_of(unit) {
@@ -164,6 +149,11 @@ impl<D: BlockDevice + Clone> Reencryption<D> {
         self
     }
 
+    /// The header is done.
+    fn is_ordinary(&self) -> bool {
+        reencrypt_slot(&self.editor.header().metadata).is_none()
+    }
+
     /// At most so many bytes are hot at once.
     ///
     /// # Errors
@@ -196,6 +186,9 @@ impl<D: BlockDevice + Clone> Reencryption<D> {
         watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Ended> {
         self.settle().await?;
+        if self.is_ordinary() {
+            return Ok(Ended::Finished);
+        }
         loop {
             let progress = self.progress();
             if watch(progress).is_break() && !self.op.position.is_finished() {
@@ -209,14 +202,32 @@ impl<D: BlockDevice + Clone> Reencryption<D> {
         }
     }
 
-    /// Finishes a zone that a cut interrupted, and nothing else: the volume can be opened then.
+    /// Finishes a zone that a cut interrupted, and nothing else: the volume can be opened then. Behind the last
+    /// zone of a payload that moves nothing else is left, and the header becomes an ordinary one.
     ///
     /// # Errors
     /// As [`Reencryption::run`].
     pub async fn settle(&mut self) -> Result<()> {
+        if self.op.position.hot == 0 {
+            return Ok(());
+        }
+        self.recover().await?;
+        self.commit_done(self.op.position).await?;
+        if self.op.position.is_finished() && self.op.shift.is_some() {
+            self.finish().await?;
+        }
+        Ok(())
+    }
+
+    /// The same for a data device that forgets what is written to it: the zone is recovered there, and the header
+    /// is left as it is. [`Reencryption::volume`] is over that device.
+    ///
+    /// # Errors
+    /// As [`Reencryption::run`].
+    pub async fn settle_in_memory(&mut self) -> Result<()> {
         if self.op.position.hot > 0 {
             self.recover().await?;
-            self.commit_done(self.op.position).await?;
+            self.op.position = self.op.position.advance();
         }
         Ok(())
     }
@@ -224,15 +235,29 @@ impl<D: BlockDevice + Clone> Reencryption<D> {
     /// One zone.
     async fn step(&mut self) -> Result<()> {
         let next = self.op.position.heat(self.zone);
-        let (start, len) = next.zone(self.op.direction);
+        let parts = self.prepare(next).await?;
+        self.carry_out(next, parts).await
+    }
+
+    /// The old bytes of the zone that `hot` has, and durable what recovery will need of them.
+    pub(super) async fn prepare(&mut self, hot: Position) -> Result<Vec<super::convert::Part>> {
+        let (start, len) = hot.zone(self.op.direction);
         let parts = self.payload.read_from(self.op.old_base(start), start, len).await?;
-        let parts = match self.op.keeps_old(start) {
-            true => parts,
-            false => self.protect(parts).await?,
-        };
-        self.commit(next).await?;
+        match self.op.keeps_old(start) {
+            true => Ok(parts),
+            false => self.protect(parts).await,
+        }
+    }
+
+    /// The header says that the zone is hot, it is converted, and the header has it behind.
+    pub(super) async fn carry_out(
+        &mut self,
+        hot: Position,
+        parts: Vec<super::convert::Part>,
+    ) -> Result<()> {
+        self.commit(hot).await?;
         self.convert(parts).await?;
-        self.commit_done(next).await
+        self.commit_done(hot).await
     }
 
     /// The header says that the hot zone is done; of the last one of a payload that moves, [`Self::finish`]
@@ -257,7 +282,7 @@ impl<D: BlockDevice + Clone> Reencryption<D> {
     }
 
     /// Puts into the area what recovery will need, durably.
-    pub(super) async fn protect(
+    async fn protect(
         &mut self,
         parts: Vec<super::convert::Part>,
     ) -> Result<Vec<super::convert::Part>> {
@@ -292,7 +317,7 @@ impl<D: BlockDevice + Clone> Reencryption<D> {
     }
 
     /// The header says `position`, durably.
-    pub(super) async fn commit(&mut self, position: Position) -> Result<()> {
+    async fn commit(&mut self, position: Position) -> Result<()> {
         let op = &self.op;
         self.editor
             .update(|draft| {

@@ -65,7 +65,7 @@ impl Layout<'_> {
     }
 
     /// The regular segments of a position.
-    fn places(&self, position: Position) -> Vec<Place> {
+    pub(super) fn places(&self, position: Position) -> Vec<Place> {
         if let Some(shift) = self.shift {
             return shift.places(position, self.mode, [self.previous, self.last]);
         }

@@ -23,6 +23,7 @@ mod forged;
 mod online;
 mod plain;
 mod shift;
+mod small;
 mod two;
 mod whole;
 
@@ -152,10 +153,8 @@ fn keys_of(image: &[u8]) -> [Vec<u8>; 2] {
     Sim::new(4).run(|rt| async move {
         let editor = MetadataEditor::open(disk.clone(), None).await.unwrap();
         let op = state::Operation::parse(editor.header(), len).unwrap();
-        let ids = op.digests();
-        let secrets = [key(SECRET)];
-        let keys = keys::open_all(&rt, &disk, editor.header(), &ids, &options(), &secrets).await;
-        let keys = keys.unwrap();
-        [keys[&ids[0]].bytes().to_vec(), keys[&ids[1]].bytes().to_vec()]
+        let (h, secrets) = (editor.header(), [key(SECRET)]);
+        let keys = keys::of_operation(&rt, &disk, h, &op, &options(), &secrets).await.unwrap();
+        [keys[0].bytes().to_vec(), keys[1].bytes().to_vec()]
     })
 }

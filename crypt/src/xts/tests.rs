@@ -104,6 +104,50 @@ fn a_request_is_many_data_units() {
     }
 }
 
+/// The number of a data unit's first 512-byte sector chooses its key, whatever the IV counts.
+#[test]
+fn several_keys_take_turns_by_sector() {
+    for (text, size, bits) in [
+        ("aes:2-xts-plain64", 512, 256),
+        ("aes:4-cbc-essiv:sha256", 512, 128),
+        ("aes:16-xts-plain64", 4096, 512),
+    ] {
+        let spec = CipherSpec::parse(text).unwrap();
+        let (one, count) = (spec.of_one_key(), spec.key_count as usize);
+        let size = SectorSize::new(size).unwrap();
+        let bytes: Vec<u8> = pattern(3, 4096)[..count * bits / 8].to_vec();
+        let single: Vec<Xts> = bytes
+            .chunks(bits / 8)
+            .map(|key| Xts::new(&XtsParams::new(one.clone(), size), &Key::copy_from(key)).unwrap())
+            .collect();
+        let xts = Xts::new(&XtsParams::new(spec, size), &Key::copy_from(&bytes)).unwrap();
+        let plain = pattern(0, 9 * size.bytes());
+        let n = 8 * 5;
+        let mut data = plain.clone();
+        xts.encrypt(n, &mut data);
+        let mut into = vec![0; plain.len()];
+        xts.encrypt_into(n, &plain, &mut into);
+        assert_eq!(into, data, "{text}");
+        for (i, unit) in (0u64..).zip(data.chunks(size.bytes())) {
+            let n = n + i * size.sectors();
+            let key = &single[usize::try_from(n).unwrap() % count];
+            let mut alone = unit.to_vec();
+            key.decrypt(n, &mut alone);
+            let at = usize::try_from(i).unwrap() * size.bytes();
+            assert_eq!(alone, plain[at..at + size.bytes()], "{text}, unit {i}");
+        }
+        xts.decrypt(n, &mut data);
+        assert_eq!(data, plain, "{text}");
+        assert!(
+            Xts::new(
+                &XtsParams::new(CipherSpec::parse(text).unwrap(), size),
+                &Key::copy_from(&bytes[..bits / 8])
+            )
+            .is_err()
+        );
+    }
+}
+
 #[test]
 fn weak_and_wrong_keys_are_refused_by_name() {
     let p = params("plain64", 512, Engine::Auto);

@@ -8,11 +8,11 @@ use std::time::Duration;
 use super::two::{Event, Logged, each_cut_at, two};
 use super::*;
 use crate::device::{Crypt, CryptOptions, VolumeHandle};
+use crate::format::metadata::SegmentKind;
 use varve_block::sync::RangeLock;
 use varve_block::{BufPool, Data, Durability, Sector, Sectors};
 
-/// Bytes of payload, in blocks of 4096; zones of three blocks cut through what clients write at once.
-const PAYLOAD: usize = 192 << 10;
+/// In blocks of 4096; zones of three blocks cut through what clients write at once.
 const BLOCK: usize = 4096;
 const ZONE: u64 = 12 << 10;
 const CLIENTS: usize = 3;
@@ -54,8 +54,9 @@ fn pattern(block: usize, version: u64) -> Vec<u8> {
     bytes
 }
 
-fn before() -> Vec<u8> {
-    (0..PAYLOAD / BLOCK).flat_map(|block| pattern(block, 0)).collect()
+/// What is in all blocks at that version.
+fn filled(blocks: usize, version: u64) -> Vec<u8> {
+    (0..blocks).flat_map(|block| pattern(block, version)).collect()
 }
 
 type Top = Crypt<Logged>;
@@ -67,12 +68,12 @@ async fn client(
     me: usize,
     log: Logged,
     story: Rc<RefCell<Story>>,
-    rest: u32,
+    blocks: usize,
 ) {
     let pool = BufPool::new(1 << 20);
-    let mine: Vec<usize> = (0..PAYLOAD / BLOCK).filter(|b| b / 4 % CLIENTS == me).collect();
-    let mut held = vec![0u64; PAYLOAD / BLOCK];
-    for version in 1..=u64::from(rest) {
+    let mine: Vec<usize> = (0..blocks).filter(|b| b / 4 % CLIENTS == me).collect();
+    let mut held = vec![0u64; blocks];
+    for version in 1..=120 {
         let prng = rt.prng();
         let first = mine[usize::try_from(prng.below(mine.len() as u64)).unwrap()];
         let room = 4 - first % 4;
@@ -119,9 +120,39 @@ async fn client(
     }
 }
 
+/// What becomes of the volume.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    /// It gets another key; the header is on the disk.
+    Key,
+    /// The same with a header of its own.
+    KeyDetached,
+    /// A plain disk gets a key, and a header of its own.
+    Encrypt,
+    /// A disk with a header of its own becomes plain.
+    Decrypt,
+    /// A plain disk gets its header before its data.
+    EncryptShift,
+    /// A volume loses its header, and its data move back.
+    DecryptShift,
+}
+
+impl Kind {
+    fn detached(self) -> bool {
+        !matches!(self, Kind::Key | Kind::EncryptShift)
+    }
+
+    fn keeps_its_key(self) -> bool {
+        !matches!(self, Kind::Key | Kind::KeyDetached)
+    }
+}
+
+/// By how much a payload moves.
+const SHIFT: usize = 384 << 10;
+
 /// One world: what is done with the volume while clients are at it.
 struct World {
-    detached: bool,
+    kind: Kind,
     protect: Protect,
     direction: Direction,
     sizes: (u64, u64),
@@ -130,31 +161,77 @@ struct World {
 }
 
 impl World {
+    fn blocks(&self) -> usize {
+        let bytes = match self.kind {
+            // No shorter than what the payload gives up; longer than what the area protects.
+            Kind::EncryptShift | Kind::DecryptShift => SHIFT + (96 << 10),
+            _ => 192 << 10,
+        };
+        bytes / BLOCK
+    }
+
     fn plan(&self) -> Start {
+        let mode = match self.kind {
+            Kind::Key | Kind::KeyDetached => Mode::Reencrypt,
+            Kind::Encrypt | Kind::EncryptShift => Mode::Encrypt,
+            Kind::Decrypt | Kind::DecryptShift => Mode::Decrypt,
+        };
         Start {
+            mode,
             direction: self.direction,
             protect: self.protect,
             sector_size: SectorSize::new(self.sizes.1),
+            reduce: (self.kind == Kind::EncryptShift).then_some(2 * SHIFT as u64),
             ..plan()
         }
     }
 
-    /// Header and data before. A detached header is the same volume's.
+    /// Header and data before the server starts. What changes between plain and encrypted has begun by then.
     fn images(&self) -> [Vec<u8>; 2] {
-        let disk = volume(&before(), self.sizes.0);
-        [disk[..BASE].to_vec(), disk]
+        let plain = filled(self.blocks(), 0);
+        let disk = volume(&plain, self.sizes.0);
+        let mut images = match self.kind {
+            Kind::Key => [vec![0; 512], disk],
+            Kind::KeyDetached | Kind::Decrypt => [disk[..BASE].to_vec(), disk],
+            Kind::Encrypt => [vec![0; 16 << 20], plain],
+            Kind::EncryptShift => [vec![0; 512], [plain, vec![0xee; 2 * SHIFT]].concat()],
+            Kind::DecryptShift => {
+                let held = Mem::from_bytes(&disk);
+                let file = Sim::new(1).run(|_| async move { export_header(&held).await });
+                [file.unwrap().to_vec(), disk]
+            }
+        };
+        if self.kind.keeps_its_key() {
+            let pair = two(&images);
+            let (devices, plan) = (self.devices(&pair), self.plan());
+            let begun = Sim::new(2)
+                .run(|rt| async move { start(&rt, &devices, &options(), &plan).await.map(drop) });
+            begun.unwrap();
+            images = [pair[0].image(), pair[1].image()];
+        }
+        images
     }
 
     fn devices(&self, pair: &[Logged; 2]) -> Devices<Logged> {
         let [header, data] = pair.clone();
-        let header = if self.detached { header } else { data.clone() };
-        Devices { header, data, detached: self.detached }
+        let detached = self.kind.detached();
+        let header = if detached { header } else { data.clone() };
+        Devices { header, data, detached }
+    }
+
+    /// What the operator says: begin, or go on.
+    async fn work(&self, rt: &Rt, devices: &Devices<Logged>) -> Reencryption<Logged> {
+        let work = match self.kind.keeps_its_key() {
+            true => Reencryption::resume(rt, devices, &options(), &[key(SECRET)]).await,
+            false => start(rt, devices, &options(), &self.plan()).await,
+        };
+        work.unwrap().with_zone(ZONE).unwrap()
     }
 
     async fn open(&self, rt: &Rt, devices: &Devices<Logged>) -> Result<crate::Volume> {
         let options = UnlockOptions { under_way: true, ..options() };
         let len = devices.data.geometry().len;
-        match self.detached {
+        match self.kind.detached() {
             true => crate::unlock_detached(rt, &devices.header, len, &options, &key(SECRET)).await,
             false => unlock(rt, &devices.data, &options, &key(SECRET)).await,
         }
@@ -175,14 +252,14 @@ impl World {
             let pool = BufPool::new(1 << 20);
             let top = Crypt::new(&rt, devices.data.clone(), handle.clone(), pool, &how).unwrap();
             let (top, story) = (Rc::new(top), Rc::new(RefCell::new(Story::default())));
+            let blocks = world.blocks();
             let clients: Vec<_> = (0..CLIENTS)
                 .map(|me| {
                     let (top, story) = (Rc::clone(&top), Rc::clone(&story));
-                    rt.spawn(client(rt.clone(), top, me, pair[1].clone(), story, 120))
+                    rt.spawn(client(rt.clone(), top, me, pair[1].clone(), story, blocks))
                 })
                 .collect();
-            let work = start(&rt, &devices, &options(), &world.plan()).await.unwrap();
-            let work = work.with_zone(ZONE).unwrap().online(handle, ranges).unwrap();
+            let work = world.work(&rt, &devices).await.online(handle, ranges).unwrap();
             let zones = Rc::new(Cell::new(0));
             let seen = Rc::clone(&zones);
             let ended = work
@@ -193,7 +270,8 @@ impl World {
                 .await
                 .unwrap();
             assert_eq!(ended, Ended::Finished);
-            assert!(zones.get() >= PAYLOAD / usize::try_from(ZONE).unwrap());
+            // The first part of a payload that moves is one zone.
+            assert!(zones.get() >= 8, "{}", zones.get());
             for client in clients {
                 client.await;
             }
@@ -205,27 +283,38 @@ impl World {
     }
 
     /// What is in a volume as it was left: recovered, opened, read.
-    fn contents(self: &Rc<Self>, cut: &[Vec<u8>; 2], finish: bool) -> Result<Vec<u8>> {
+    fn contents(
+        self: &Rc<Self>,
+        cut: &[Vec<u8>; 2],
+        finish: bool,
+        in_memory: bool,
+    ) -> Result<Vec<u8>> {
         let pair = two(cut);
         let (held, world) = (pair.clone(), Rc::clone(self));
         Sim::new(5).run(|rt| async move {
             let devices = world.devices(&held);
-            if is_hot(&devices.header).await? {
-                let secrets = [key(SECRET)];
-                let mut work = Reencryption::resume(&rt, &devices, &options(), &secrets).await?;
-                work.settle().await?;
+            let resume =
+                async || Reencryption::resume(&rt, &devices, &options(), &[key(SECRET)]).await;
+            let mut volume = world.open(&rt, &devices).await;
+            if matches!(volume, Err(Error::HotZone)) {
+                let mut work = resume().await?;
+                match in_memory {
+                    true => work.settle_in_memory().await?,
+                    false => work.settle().await?,
+                }
+                volume = work.volume();
             }
             if finish && status(&devices.header, &options()).await?.is_some() {
-                let secrets = [key(SECRET)];
-                let work = Reencryption::resume(&rt, &devices, &options(), &secrets).await?;
-                work.run(&mut |_| ControlFlow::Continue(())).await?;
+                resume().await?.run(&mut |_| ControlFlow::Continue(())).await?;
+                volume = world.open(&rt, &devices).await;
             }
-            let volume = world.open(&rt, &devices).await?;
             let pool = BufPool::new(1 << 20);
-            let how = CryptOptions::default();
-            let handle = VolumeHandle::new(volume);
+            let buf = pool.take(Sectors((world.blocks() * BLOCK / 512) as u64)).await;
+            if let Some(at) = plain_at(&devices.header).await {
+                return Ok(devices.data.read(at, buf).await?.to_vec());
+            }
+            let (how, handle) = (CryptOptions::default(), VolumeHandle::new(volume?));
             let top = Crypt::new(&rt, devices.data.clone(), handle, pool.clone(), &how)?;
-            let buf = pool.take(Sectors((PAYLOAD / 512) as u64)).await;
             Ok(top.read(Sector(0), buf).await?.to_vec())
         })
     }
@@ -240,7 +329,7 @@ impl World {
                 return;
             }
             looked += 1;
-            let data = match self.contents(cut, looked % 3 == 0) {
+            let data = match self.contents(cut, looked % 3 == 0, looked % 3 == 1) {
                 Ok(data) => data,
                 Err(e) => {
                     wrong = Some(format!("seed {seed}, cut after {at} events: {e}"));
@@ -267,9 +356,17 @@ impl World {
     }
 }
 
+/// Where the payload of a volume lies that was decrypted.
+async fn plain_at(header: &Logged) -> Option<Sector> {
+    let Ok(Header::Luks2(h)) = Header::read(header, None).await else { return None };
+    let done = h.metadata.config.requirements.is_empty();
+    let (_, segment) = h.metadata.regular_segments().next()?;
+    (done && segment.kind == SegmentKind::Linear).then_some(Sector(segment.offset / 512))
+}
+
 fn world(n: u64) -> World {
     World {
-        detached: n % 2 == 1,
+        kind: if n % 2 == 1 { Kind::KeyDetached } else { Kind::Key },
         protect: if n % 3 == 2 { Protect::Journal } else { Protect::Checksum(Hash::Sha256) },
         direction: if n % 4 < 2 { Direction::Forward } else { Direction::Backward },
         sizes: if n.is_multiple_of(5) { (512, 512) } else { (4096, 4096) },
@@ -286,7 +383,30 @@ fn clients_lose_nothing_while_their_volume_gets_another_key() {
     assert!(looked > 300, "{looked}");
 }
 
-/// The test above can fail: requests that do not wait for the zone lose data.
+/// Plain disks that become encrypted under their clients, and the way back.
+#[test]
+fn clients_lose_nothing_while_their_disk_gets_a_key_or_loses_it() {
+    let mut looked = 0;
+    for (seed, kind) in (1..).zip([
+        Kind::Encrypt,
+        Kind::Decrypt,
+        Kind::EncryptShift,
+        Kind::DecryptShift,
+        Kind::Encrypt,
+        Kind::Decrypt,
+        Kind::EncryptShift,
+        Kind::DecryptShift,
+    ]) {
+        // The area holds the hashes of all of it, and a journal of three blocks.
+        let protect =
+            if kind == Kind::DecryptShift { Protect::Journal } else { world(seed).protect };
+        let world = World { kind, protect, sizes: (4096, 4096), ..world(seed) };
+        looked += Rc::new(world).explore(seed, 40).unwrap_or_else(|e| panic!("{kind:?}: {e}"));
+    }
+    assert!(looked > 200, "{looked}");
+}
+
+/// The tests above can fail: requests that do not wait for the zone lose data.
 #[test]
 fn requests_that_ignore_the_zone_are_noticed() {
     let caught = (1..=12).any(|seed| {
@@ -301,39 +421,41 @@ fn requests_that_ignore_the_zone_are_noticed() {
 /// A volume that was left in the middle opens and is written to, and the work goes on afterwards.
 #[test]
 fn a_half_done_volume_is_served_without_going_on() {
-    for n in 0..4 {
-        let world = Rc::new(world(n));
+    let kinds = [Kind::Encrypt, Kind::Decrypt, Kind::EncryptShift, Kind::DecryptShift];
+    let protect = Protect::Journal;
+    let others = kinds.map(|kind| World { kind, protect, sizes: (4096, 4096), ..world(1) });
+    for (n, world) in (0..4).map(world).chain(others).enumerate() {
+        let world = Rc::new(world);
         let pair = two(&world.images());
         let (held, this) = (pair.clone(), Rc::clone(&world));
         Sim::new(3).run(|rt| async move {
             let devices = this.devices(&held);
-            let work = start(&rt, &devices, &options(), &this.plan()).await.unwrap();
+            let work = this.work(&rt, &devices).await;
             let mut zones = 0;
             let mut watch = |_| {
                 zones += 1;
                 if zones == 7 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             };
-            let half = work.with_zone(ZONE).unwrap().run(&mut watch).await;
+            let half = work.run(&mut watch).await;
             assert!(matches!(half.unwrap(), Ended::Interrupted(_)));
             let closed = unlock(&rt, &devices.header, &options(), &key(SECRET)).await;
             assert!(closed.unwrap_err().to_string().contains("--resume-only"), "unless asked for");
             let volume = this.open(&rt, &devices).await.unwrap();
-            assert_eq!(volume.segments.len(), 2);
+            // A first part that moves is a segment of its own.
+            assert!(matches!(volume.segments.len(), 2 | 3), "{:?}", volume.segments);
             let pool = BufPool::new(1 << 20);
             let handle = VolumeHandle::new(volume);
             let how = CryptOptions::default();
             let top = Crypt::new(&rt, devices.data.clone(), handle, pool.clone(), &how).unwrap();
-            let mut buf = pool.take(Sectors((PAYLOAD / 512) as u64)).await;
-            for (block, to) in buf.chunks_mut(BLOCK).enumerate() {
-                to.copy_from_slice(&pattern(block, 9));
-            }
+            let mut buf = pool.take(Sectors((this.blocks() * BLOCK / 512) as u64)).await;
+            buf.copy_from_slice(&filled(this.blocks(), 9));
             top.write(Sector(0), Data::Owned(buf), Durability::Cached).await.unwrap();
             top.flush().await.unwrap();
         });
-        let expected: Vec<u8> = (0..PAYLOAD / BLOCK).flat_map(|b| pattern(b, 9)).collect();
+        let expected = filled(world.blocks(), 9);
         let images = [pair[0].image(), pair[1].image()];
         for finish in [false, true] {
-            assert!(world.contents(&images, finish).unwrap() == expected, "{n} {finish}");
+            assert!(world.contents(&images, finish, false).unwrap() == expected, "{n} {finish}");
         }
     }
 }

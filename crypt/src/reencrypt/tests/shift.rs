@@ -5,13 +5,13 @@ use super::*;
 use crate::hash::Hash;
 use serde_json::{Value, json};
 
-type Events = Vec<(usize, two::Event)>;
+pub(super) type Events = Vec<(usize, two::Event)>;
 
 /// By how much the payload moves; header and keyslots need 288 KiB.
 const SHIFT: usize = 384 << 10;
 const ZONE: u64 = 160 << 10;
 
-fn encrypt_plan() -> Start {
+pub(super) fn encrypt_plan() -> Start {
     Start {
         mode: Mode::Encrypt,
         reduce: Some(2 * SHIFT as u64),
@@ -20,17 +20,22 @@ fn encrypt_plan() -> Start {
     }
 }
 
-fn decrypt_plan(protect: Protect) -> Start {
+pub(super) fn decrypt_plan(protect: Protect) -> Start {
     Start { mode: Mode::Decrypt, protect, ..plan() }
 }
 
-fn devices(pair: &[Logged; 2], detached: bool) -> Devices<Logged> {
+pub(super) fn devices(pair: &[Logged; 2], detached: bool) -> Devices<Logged> {
     let [header, data] = pair.clone();
     Devices { header: if detached { header } else { data.clone() }, data, detached }
 }
 
 /// What the operator does: the same command, again and again.
-async fn again(rt: &Rt, devices: &Devices<Logged>, plan: &Start) -> Result<Ended> {
+pub(super) async fn again(
+    rt: &Rt,
+    devices: &Devices<Logged>,
+    plan: &Start,
+    zone: u64,
+) -> Result<Ended> {
     let under_way = match status(&devices.header, &options()).await {
         Ok(state) => state.is_some(),
         // A header that was being written; the beginning of the work knows more.
@@ -41,7 +46,7 @@ async fn again(rt: &Rt, devices: &Devices<Logged>, plan: &Start) -> Result<Ended
         true => Reencryption::resume(rt, devices, &options(), &[key(SECRET)]).await?,
         false => start(rt, devices, &options(), plan).await?,
     };
-    work.with_zone(ZONE)?.run(&mut |_| ControlFlow::Continue(())).await
+    work.with_zone(zone)?.run(&mut |_| ControlFlow::Continue(())).await
 }
 
 fn run_on(
@@ -51,24 +56,29 @@ fn run_on(
 ) -> (Result<Ended>, [Vec<u8>; 2], Events) {
     let pair = two::two(images);
     let (devices, plan) = (devices(&pair, detached), plan.clone());
-    let ended = Sim::new(3).run(|rt| async move { again(&rt, &devices, &plan).await });
+    let ended = Sim::new(3).run(|rt| async move { again(&rt, &devices, &plan, ZONE).await });
     (ended, [pair[0].image(), pair[1].image()], pair[0].take())
 }
 
 /// The header says that nothing is under way.
-fn is_ordinary(image: &[u8]) -> bool {
+pub(super) fn is_ordinary(image: &[u8]) -> bool {
     Header::parse(image, image.len() as u64, None)
         .is_ok_and(|h| matches!(h, Header::Luks2(h) if h.metadata.config.requirements.is_empty()))
 }
 
 fn opened(image: &[u8]) -> Vec<u8> {
+    opened_at(image, SHIFT).1
+}
+
+/// Volume key, and plain data of the payload that begins there.
+pub(super) fn opened_at(image: &[u8], at: usize) -> (Vec<u8>, Vec<u8>) {
     let disk = Mem::from_bytes(image);
     let volume = Sim::new(1)
         .run(|rt| async move { unlock(&rt, &disk, &options(), &key(SECRET)).await })
         .unwrap();
-    let mut data = image[SHIFT..].to_vec();
+    let mut data = image[at..].to_vec();
     volume.segments[0].xts.decrypt(0, &mut data);
-    data
+    (volume.key.bytes().to_vec(), data)
 }
 
 /// A plain disk of so many bytes before what the reduction takes.
@@ -116,64 +126,8 @@ fn a_volume_loses_its_header_and_its_data_move_back() {
     }
 }
 
-/// C26: a cut at every write, also of the beginning, and the same command again.
-#[test]
-fn a_cut_anywhere_of_an_encryption_loses_nothing() {
-    for len in [1000 << 10, 420 << 10] {
-        let (plain, before) = plain_disk(len);
-        let (ended, _, events) = run_on(&before, false, &encrypt_plan());
-        assert_eq!(ended.unwrap(), Ended::Finished);
-        let mut counts = [0; 3];
-        each_cut(&before, &events, 61, |cut| {
-            assert!(!has_nothing_left(&cut[1], &cut[1]));
-            let kind = match status_of(&cut[1]) {
-                None => 0,
-                Some(false) => 1,
-                Some(true) => 2,
-            };
-            counts[kind] += 1;
-            if is_ordinary(&cut[1]) {
-                assert!(opened(&cut[1])[..len] == plain);
-                return;
-            }
-            let (ended, after, _) = run_on(cut, false, &encrypt_plan());
-            assert_eq!(ended.unwrap(), Ended::Finished);
-            assert!(opened(&after[1])[..len] == plain, "{counts:?}");
-        });
-        assert!(counts.iter().all(|&n| n > 10), "no header, clean, hot: {counts:?}");
-    }
-}
-
-#[test]
-fn a_cut_anywhere_of_a_decryption_loses_nothing() {
-    for protect in [Protect::Checksum(Hash::Sha256), Protect::Journal] {
-        let plain = noise(1000 << 10);
-        let before = volume_and_header(&plain);
-        let (ended, _, events) = run_on(&before, true, &decrypt_plan(protect));
-        assert_eq!(ended.unwrap(), Ended::Finished);
-        let (mut begun, mut hot) = (0, 0);
-        each_cut(&before, &events, 61, |cut| {
-            assert!(!has_nothing_left(&cut[0], &cut[1]));
-            match status_of(&cut[0]) {
-                Some(true) => hot += 1,
-                _ => begun += 1,
-            }
-            if header(&cut[0]).metadata.keyslots.is_empty()
-                || (is_ordinary(&cut[0]) && !is_export(&header(&cut[0]).metadata))
-            {
-                assert!(cut[1][..plain.len()] == plain);
-                return;
-            }
-            let (ended, after, _) = run_on(cut, true, &decrypt_plan(protect));
-            assert_eq!(ended.unwrap(), Ended::Finished);
-            assert!(after[1][..plain.len()] == plain, "{protect:?} {begun} {hot}");
-        });
-        assert!(begun > 20 && hot > 20, "{begun} {hot}");
-    }
-}
-
 /// Under way with nothing left to do: the reference would convert the first part a second time.
-fn has_nothing_left(header: &[u8], disk: &[u8]) -> bool {
+pub(super) fn has_nothing_left(header: &[u8], disk: &[u8]) -> bool {
     match Header::parse(header, header.len() as u64, None) {
         Ok(Header::Luks2(h)) => {
             state::Operation::parse(&h, disk.len() as u64).is_ok_and(|op| op.position.is_finished())
@@ -183,7 +137,7 @@ fn has_nothing_left(header: &[u8], disk: &[u8]) -> bool {
 }
 
 /// A readable header: whether it has a hot zone.
-fn status_of(image: &[u8]) -> Option<bool> {
+pub(super) fn status_of(image: &[u8]) -> Option<bool> {
     match Header::parse(image, image.len() as u64, None).ok()? {
         Header::Luks2(h) => Some(h.metadata.regular_segments().any(|(_, s)| state::is_hot(s))),
         Header::Luks1(_) => None,

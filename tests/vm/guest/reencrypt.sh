@@ -1,0 +1,92 @@
+# A re-encryption by cryptsetup over dm-crypt, under a file system that is mounted and written to, until it
+# is done or the power goes. In: CALLS, lines that call these; TURN, a word of its own for each boot; BYTES, how
+# long the payload is; /host/key; /host/sums, the files that were durable so far. The volume is /dev/vda, a
+# header of its own is /dev/vdb.
+set -eu
+export DM_DISABLE_UDEV=1
+modprobe dm-crypt
+mkdir -p /mnt
+# Where cryptsetup puts a header that is being made: it wants to bypass the page cache, which /host does not.
+cd /tmp
+touch /host/sums
+
+# open WORDS...: recovers a zone in which the power went
+open() {
+  cryptsetup open --key-file /host/key "$@" /dev/vda v
+}
+
+# make DEVICE KIB: a file system of that size, with files that stay as they are
+make() {
+  mkfs.ext4 -q -b 4096 "$1" "$2k"
+  mount "$1" /mnt
+  mkdir /mnt/still
+  for n in 1 2 3 4 5 6 7 8; do
+    dd if=/dev/urandom of=/mnt/still/$n bs=64k count=24 status=none
+  done
+  sync
+  (cd /mnt && sha256sum ./still/*) >/host/sums
+}
+
+# export_header WORDS...: begins a decryption in place, whose header goes to /dev/vdb
+export_header() {
+  work --decrypt --init-only --header /tmp/head "$@" /dev/vda
+  dd if=/tmp/head of=/dev/vdb bs=1M conv=fsync status=none
+}
+
+# use: mounts it, and finds every file that was durable
+use() {
+  mount /dev/mapper/v /mnt
+  check
+}
+
+check() {
+  (cd /mnt && sha256sum --quiet -c /host/sums)
+}
+
+# write: one file after the other, each known to the host once it is durable
+write() {
+  (
+    n=0
+    until [ -e /tmp/enough ]; do
+      n=$((n + 1))
+      dd if=/dev/urandom of="/mnt/$TURN-$n" bs=16k count=$((1 + n % 7)) conv=fsync status=none
+      (cd /mnt && sha256sum "./$TURN-$n") >>/host/sums
+    done
+  ) &
+}
+
+# written: 512-byte sectors that both disks got so far
+written() {
+  sum=0
+  for stat in /sys/block/vda/stat /sys/block/vdb/stat; do
+    # shellcheck disable=SC2046
+    [ -e $stat ] && set -- $(cat $stat) && sum=$((sum + $7))
+  done
+  echo $sum
+}
+
+# cut_after KIB: the host cuts the power when so much more was written
+cut_after() {
+  until_sectors=$(($(written) + $1 * 2))
+  (
+    until [ "$(written)" -ge $until_sectors ] || [ -e /tmp/enough ]; do sleep 0.02; done
+    [ -e /tmp/enough ] || touch /host/cut
+  ) &
+}
+
+# work WORDS...
+work() {
+  cryptsetup reencrypt -q --key-file /host/key --hotzone-size 2M "$@"
+}
+
+# close: everything is as it must be; tells the sum of the payload
+close() {
+  touch /tmp/enough
+  wait
+  check
+  umount /mnt
+  echo "sum $(head -c "$BYTES" /dev/mapper/v | sha256sum | cut -d' ' -f1)"
+  cryptsetup close v
+}
+
+eval "$CALLS"
