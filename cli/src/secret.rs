@@ -77,12 +77,12 @@ fn prompt(text: &str) -> anyhow::Result<Key> {
     silent.local_modes.remove(LocalModes::ECHO | LocalModes::ISIG);
     silent.local_modes.insert(LocalModes::ECHONL);
     silent.special_codes[SpecialCodeIndex::VEOL] = INTERRUPT;
-    tty.write_all(text.as_bytes())?;
-    tty.flush()?;
+    // Silent before anybody is asked: who types fast must not be seen either.
     tcsetattr(&tty, OptionalActions::Flush, &silent)?;
-    let line = read_passphrase(Typed(&tty), "the terminal");
+    let asked = tty.write_all(text.as_bytes()).and_then(|()| tty.flush());
+    let line = asked.map(|()| read_passphrase(Typed(&tty), "the terminal"));
     tcsetattr(&tty, OptionalActions::Flush, &before)?;
-    Ok(line?)
+    Ok(line??)
 }
 
 /// Asks a question on the terminal whose answer must be spelled out.

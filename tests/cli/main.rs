@@ -7,6 +7,7 @@ mod costly;
 mod looking;
 mod media;
 mod memory;
+mod prompt;
 mod refusals;
 mod signals;
 mod suspend;
