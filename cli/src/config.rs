@@ -41,6 +41,8 @@ pub(crate) struct IntegrityConfig {
     pub hash: HashSpec,
     pub key: Option<SecretSource>,
     pub mode: Journaling,
+    /// Neither journal, bitmap nor tags are looked at.
+    pub recovery: bool,
     /// All tags are computed anew.
     pub from_start: bool,
     pub legacy_recalculate: bool,
@@ -75,10 +77,12 @@ impl IntegrityConfig {
         let mode = match args.dm_integrity_mode {
             None | Some(DmIntegrityModeArg::Journal) => Journaling::Journal,
             Some(DmIntegrityModeArg::Bitmap) => Journaling::Bitmap,
-            Some(DmIntegrityModeArg::Direct) => Journaling::Direct,
+            Some(DmIntegrityModeArg::Direct | DmIntegrityModeArg::Recovery) => Journaling::Direct,
         };
+        let recovery = args.dm_integrity_mode == Some(DmIntegrityModeArg::Recovery);
         let legacy_recalculate = args.dm_integrity_legacy_recalculate;
-        Ok(Some(IntegrityConfig { hash, key, mode, from_start: false, legacy_recalculate }))
+        let from_start = false;
+        Ok(Some(IntegrityConfig { hash, key, mode, recovery, from_start, legacy_recalculate }))
     }
 }
 

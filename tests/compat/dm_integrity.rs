@@ -1,6 +1,7 @@
 //! dm-integrity by itself through the command line: what integritysetup says of our volumes, and what a client
 //! and `check` get where a disk rots, where the server was killed, and where tags are missing.
 
+use std::path::Path;
 use std::process::Command;
 
 use varve_tests::client::{Server, Stack};
@@ -72,6 +73,19 @@ fn integritysetup_says_of_our_volumes_what_we_say() {
     }
 }
 
+/// The first sectors as they lie on the disk, whatever their tags say; of a copy, as a server has the image.
+fn rescued(image: &Path) -> Vec<u8> {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    std::fs::copy(image, dir.path().join("disk.img")).expect("a copy");
+    let refused = Server::try_start(dir.path(), &stack("recovery")).err();
+    let refused = refused.expect("it may not write").exits_with(3);
+    assert!(refused.contains("--read-only"), "{refused}");
+    let server = Server::start(dir.path(), &stack("recovery").flag("--read-only"));
+    let found = server.connect().read(0, 65536).expect("served").expect("as it lies there");
+    server.stop();
+    found
+}
+
 #[test]
 fn a_rotten_sector_is_an_error_for_the_client_and_listed_by_check() {
     for mode in ["journal", "bitmap", "direct"] {
@@ -95,6 +109,10 @@ fn a_rotten_sector_is_an_error_for_the_client_and_listed_by_check() {
         assert!(nbd.read(0, 4096).expect("served").expect("before it") == data[..4096]);
         assert!(nbd.read(8192, 8192).expect("served").expect("behind it") == data[8192..16384]);
         assert_eq!(nbd.read(0, 65536).expect("served").err(), Some(Errno::EIO));
+        if mode == "journal" {
+            let rotten = rescued(&dir.join("disk.img"));
+            assert!(rotten[..4608] == data[..4608] && rotten[4608..5120] != data[4608..5120]);
+        }
         let log = server.log();
         let told = log.lines().find(|line| line.contains("a request failed"));
         let told = told.unwrap_or_else(|| panic!("the operator is not told: {log}"));

@@ -49,6 +49,8 @@ pub enum DmIntegrityModeArg {
     Bitmap,
     /// Written once; a crash can make sectors unreadable
     Direct,
+    /// To rescue data, with --read-only: neither journal, bitmap nor tags are looked at
+    Recovery,
 }
 
 #[derive(Subcommand, Debug)]

@@ -33,12 +33,13 @@ async fn open(rt: &Rt, wanted: &IntegrityConfig, below: Dyn) -> anyhow::Result<L
     let options = HashedOptions {
         key: wanted.key.as_ref().map(read_key).transpose()?,
         journaling: wanted.mode,
+        recovery: wanted.recovery,
         recalculate: wanted.from_start,
         legacy_recalculate: wanted.legacy_recalculate,
         ..HashedOptions::new(wanted.hash)
     };
     let hashed = Hashed::open(rt, below, &options, BufPool::new(POOL)).await?;
-    if let Some(from) = hashed.recalculating_from() {
+    if let (Some(from), false) = (hashed.recalculating_from(), wanted.recovery) {
         tracing::warn!(
             dev = %hashed.geometry().dev,
             "sectors from {from} on are not checked until their tags are computed"
@@ -49,6 +50,7 @@ async fn open(rt: &Rt, wanted: &IntegrityConfig, below: Dyn) -> anyhow::Result<L
 
 fn told(wanted: &IntegrityConfig, hashed: &LiveHashed) -> String {
     let mode = match wanted.mode {
+        _ if wanted.recovery => "recovery: nothing is checked",
         Journaling::Journal => "journal",
         Journaling::Bitmap => "bitmap",
         Journaling::Direct => "direct",
@@ -60,7 +62,7 @@ fn told(wanted: &IntegrityConfig, hashed: &LiveHashed) -> String {
             what.push_str(&format!(", {sections} sections of its journal replayed"));
         }
     }
-    if let Some(from) = hashed.recalculating_from() {
+    if let (Some(from), false) = (hashed.recalculating_from(), wanted.recovery) {
         what.push_str(&format!(", computing tags from sector {from} on"));
     }
     what

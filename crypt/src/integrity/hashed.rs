@@ -39,6 +39,8 @@ pub struct HashedOptions {
     /// The key of the hash, if it has one.
     pub key: Option<Arc<Key>>,
     pub journaling: Journaling,
+    /// To rescue data: neither journal, bitmap nor tags are looked at. The device must be read-only.
+    pub recovery: bool,
     /// Compute all tags anew from what is there, which makes whatever it is valid.
     pub recalculate: bool,
     /// Compute tags although the hash has a key: what somebody else wrote becomes valid with it.
@@ -54,6 +56,7 @@ impl HashedOptions {
             hash,
             key: None,
             journaling: Journaling::Journal,
+            recovery: false,
             recalculate: false,
             legacy_recalculate: false,
             sectors_per_bit: None,
@@ -132,10 +135,17 @@ impl<D: BlockDevice> Hashed<D> {
         pool: BufPool,
     ) -> Result<Hashed<D>> {
         let tagger = options.check_key(&sb, &layout)?;
+        let beneath = below.geometry();
+        if options.recovery && !beneath.read_only {
+            return Err(Error::Options(format!(
+                "{}: recovery mode writes nothing: open it read-only (--read-only)",
+                beneath.dev
+            )));
+        }
         let pending = sb.recalculating.is_some_and(|s| s < layout.provided.0) && !sb.dirty_bitmap;
         // Who uses a bitmap has its regions computed anew after each crash, and wants that.
         let foreign = sb.dirty_bitmap && options.journaling != Journaling::Bitmap;
-        let computes = pending || foreign || options.recalculate;
+        let computes = (pending || foreign || options.recalculate) && !options.recovery;
         if options.hash.is_keyed() && computes && !options.legacy_recalculate {
             return Err(Error::refused(
                 44,
@@ -143,11 +153,11 @@ impl<D: BlockDevice> Hashed<D> {
                  valid whoever wrote it (--dm-integrity-legacy-recalculate does it)",
             ));
         }
-        let beneath = below.geometry();
         let volatile = options.journaling == Journaling::Journal;
         let geometry = geometry(&beneath, &layout, volatile, "integrity")?;
         let how = How {
             journaling: options.journaling,
+            recovery: options.recovery,
             recalculate: options.recalculate,
             sectors_per_bit: options.sectors_per_bit,
         };

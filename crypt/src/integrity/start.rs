@@ -29,6 +29,8 @@ use crate::format::integrity::Superblock;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct How {
     pub(super) journaling: Journaling,
+    /// Neither journal, bitmap nor tags are looked at.
+    pub(super) recovery: bool,
     /// All tags are computed anew.
     pub(super) recalculate: bool,
     /// Sectors to a bit of a bitmap that begins now.
@@ -60,6 +62,10 @@ pub(super) async fn take_up<D: BlockDevice>(
     let dev = DevId::new(format!("integrity on {}", geometry.dev));
     let mut integrity = Integrity::new(Base::new(below, layout, dev), how.journaling);
     let provided = integrity.base.layout.provided;
+    if how.recovery {
+        *integrity.stale.borrow_mut() = Stale::From(Sector(0));
+        return Ok(Taken { integrity, sb, replayed: Replayed::default() });
+    }
     // Whole blocks: the number may be anything.
     let block = integrity.base.layout.block.0;
     let pending = sb.recalculating.filter(|&s| s < provided.0).map(|s| Sector(s - s % block));

@@ -306,6 +306,35 @@ fn a_key_never_blesses_what_lies_there_unless_it_is_asked_to() {
     });
 }
 
+/// A journal that rots keeps a volume from being opened, but not its data from being rescued.
+#[test]
+fn recovery_reads_what_lies_there_and_writes_nothing() {
+    Sim::new(28).run(|rt| async move {
+        let disk = volume_on(&rt, Sectors(4096), &shape("crc32c", 512, FirstTags::Wipe)).await;
+        let s =
+            open_hashed(&rt, disk.clone(), &options("crc32c", Journaling::Direct)).await.unwrap();
+        write(&s, 24, &pattern(1, 8192)).await;
+        drop(s);
+        let layout = Layout::new(&superblock_of(&disk), Sector(0), Sectors(4096)).unwrap();
+        disk.poke(4096 + 504, &[0xff; 8]);
+        disk.poke(layout.tag_byte(Sector(25)), &[0xff; 4]);
+        let mut how = options("crc32c", Journaling::Journal);
+        assert!(open_hashed(&rt, disk.clone(), &how).await.is_err());
+        how.recovery = true;
+        let e = open_hashed(&rt, disk.clone(), &how).await.map(drop).unwrap_err();
+        assert!(e.to_string().contains("read-only"), "{e}");
+        let frozen = Mem::with_geometry(Geometry { read_only: true, ..disk.geometry() });
+        frozen.poke(0, &disk.to_vec());
+        let s = open_hashed(&rt, frozen.clone(), &how).await.unwrap();
+        assert_eq!(read(&s, 24, 16).await, pattern(1, 8192));
+        let all = Extent::new(Sector(0), s.geometry().len);
+        let found = s.verify(all).await.unwrap();
+        assert_eq!((found.bad_blocks, found.unknown), (0, all.len.0));
+        s.close().await.unwrap();
+        assert_eq!(frozen.to_vec(), disk.to_vec());
+    });
+}
+
 /// A sector that the disk cannot read ends no recalculation, and stays an error.
 #[test]
 fn a_recalculation_goes_round_what_cannot_be_read() {
