@@ -5,6 +5,7 @@
 //! want to see.
 
 use super::format::{Cluster, HEAD_SIZE, ITEMS_MAX, SUPER_ITEM};
+use super::graft::graft;
 use super::sanitise::{Names, clean};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::block;
@@ -161,6 +162,7 @@ async fn taken<D: BlockDevice>(
     let mut block = fs.block(at).await.ok()?;
     if block.header.bytenr == at {
         clean(&mut block.bytes, names);
+        graft(&mut block.bytes, fs.superblock().tree_fsid(), &fs.volume.seeds);
     }
     if block.problem.is_none() {
         seal(&mut block.bytes, fs.volume.rules.csum);

@@ -240,6 +240,7 @@ impl Merge {
         let first = *ends.keys().next().unwrap_or(&sb.dev_item.devid);
         let mut device = found.devices.get(&first).copied().unwrap_or(sb.dev_item);
         device.devid = first;
+        device.fsid = sb.tree_fsid();
         device.total_bytes = end - end % u64::from(sb.sectorsize);
         device.bytes_used =
             found.devices.values().map(|d| d.bytes_used).fold(0, u64::saturating_add);

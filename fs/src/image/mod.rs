@@ -31,6 +31,7 @@ mod container;
 mod device;
 mod dump;
 mod format;
+mod graft;
 mod layout;
 mod raw;
 mod sanitise;

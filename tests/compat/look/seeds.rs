@@ -26,7 +26,7 @@ mount -o device=$seed $sprout mnt; btrfs send -q -f theirs mnt/snap; umount mnt;
 
 #[test]
 fn every_command_reads_a_sprout_with_its_seed() {
-    if !loop_mount::available() || !tool::have(&["losetup", "btrfstune"]) {
+    if !loop_mount::available() || !tool::have(&["losetup", "btrfstune", "btrfs-image"]) {
         return;
     }
     let dir = tempfile::tempdir().expect("a temporary folder");
@@ -40,6 +40,7 @@ fn every_command_reads_a_sprout_with_its_seed() {
 
     looked_at(dir);
     copied(dir);
+    dumped(dir);
     if mounted::available() {
         let ours = Ours::open(
             &dir.join("sprout.img"),
@@ -101,6 +102,21 @@ fn copied(dir: &Path) {
     let [ours, theirs] = told.each_ref().map(|told| made(told));
     assert!(ours.1 >= 2 << 20, "{} bytes", ours.1);
     assert_eq!(ours, theirs);
+}
+
+/// A dump has no seeds any more: what is in it belongs together, for the tool that restores it, too.
+fn dumped(dir: &Path) {
+    varve(dir, "fs image dump sprout.img --device seed.img -o dump").ok();
+    let names = varve(dir, "fs ls -R sprout.img --device seed.img").ok();
+    assert_eq!(varve(dir, "fs ls -R dump").ok(), names);
+    varve(dir, "fs image restore dump one.img").ok();
+    process::run(Command::new("btrfs-image").args(["-r", "dump", "two.img"]).current_dir(dir)).ok();
+    for image in ["one.img", "two.img"] {
+        assert_eq!(varve(dir, &format!("fs ls -R {image}")).ok(), names);
+        process::run(Command::new("btrfs").args(["check", image]).current_dir(dir)).ok();
+    }
+    // The tool leaves the device extents of several devices as they are on the one.
+    varve(dir, "fs check one.img").ok();
 }
 
 /// What a stream leaves behind: owners, modes and times of each name, and how many bytes were written.
