@@ -37,8 +37,8 @@ const DECRYPT_BY_CHECKSUMS: Job =
     decrypt("--decrypt --header head.img --resilience datashift-checksum");
 const DECRYPT_BY_JOURNAL: Job =
     decrypt("--decrypt --header head.img --resilience datashift-journal");
-/// A decryption by the journal is begun by us: cryptsetup 2.6 wants room for all that the payload moves by, and the
-/// area lies in that room. It goes on with ours.
+/// A decryption by the journal is begun by us: cryptsetup 2.6 wants room in the journal for all that moves at once,
+/// which a payload as long as this has only with a small `--hotzone-size`. It goes on with ours.
 const THEIRS: [Job; 2] = [ENCRYPT, DECRYPT_BY_CHECKSUMS];
 const OURS: [Job; 3] = [ENCRYPT, DECRYPT_BY_CHECKSUMS, DECRYPT_BY_JOURNAL];
 

@@ -24,8 +24,6 @@ const COST: &str = "--pbkdf pbkdf2 --pbkdf-force-iterations 1000";
 struct Volume {
     dir: tempfile::TempDir,
     vm: Vm,
-    /// The header is a file of its own.
-    detached: bool,
     /// Sums of durable files, as `sha256sum` says them.
     sums: String,
     /// Draws what is left to chance.
@@ -42,7 +40,7 @@ impl Volume {
         std::fs::write(dir.path().join("key"), "a key for a turn").expect("a key");
         disk::sparse(&dir.path().join("disk.img"), bytes);
         let sums = String::new();
-        Volume { dir, vm, detached: false, sums, seed, turns: 0, cut: 0, hot: 0 }
+        Volume { dir, vm, sums, seed, turns: 0, cut: 0, hot: 0 }
     }
 
     fn path(&self) -> &Path {
@@ -56,17 +54,8 @@ impl Volume {
         least + u64::from_le_bytes(drawn.try_into().expect("eight bytes")) % more
     }
 
-    fn header(&self) -> &'static str {
-        if self.detached { "head.img" } else { "disk.img" }
-    }
-
-    /// How a command of either program names a header that is not on the disk.
-    fn words(&self, file: &str) -> String {
-        if self.detached { format!("--header {file}") } else { String::new() }
-    }
-
     fn dump(&self) -> String {
-        varve(self.path(), &format!("crypt dump --json {}", self.header())).ok()
+        varve(self.path(), "crypt dump --json disk.img").ok()
     }
 
     fn is_under_way(&self) -> bool {
@@ -87,9 +76,7 @@ impl Volume {
         let words = [("CALLS", calls), ("TURN", &turn), ("BYTES", &bytes)];
         let job = self.vm.guest_script("reencrypt.sh", &words);
         let job = ["key", "sums"].iter().fold(job, |job, n| job.file(n, &self.path().join(n)));
-        let job = job.disk(&self.path().join("disk.img")).cut_when("cut");
-        let job = if self.detached { job.disk(&self.path().join("head.img")) } else { job };
-        let out = job.run(LIMIT);
+        let out = job.disk(&self.path().join("disk.img")).cut_when("cut").run(LIMIT);
         // The last line may have been cut too.
         let sums = out.file("sums");
         let whole = sums.rfind('\n').map_or(0, |end| end + 1);
@@ -118,8 +105,7 @@ impl Volume {
 
     /// Our command, in small steps.
     fn reencrypt(&self, how: &str) -> String {
-        let header = self.words("head.img");
-        format!("crypt reencrypt disk.img --key-file key --hotzone-size 64k {header} {how}")
+        format!("crypt reencrypt disk.img --key-file key --hotzone-size 64k {how}")
     }
 
     fn resume(&self) -> String {
@@ -137,8 +123,7 @@ impl Volume {
     }
 
     fn stack(&self) -> Stack {
-        let stack = Stack::backing("disk.img").with("--key-file", "key");
-        if self.detached { stack.with("--header", "head.img") } else { stack }
+        Stack::backing("disk.img").with("--key-file", "key")
     }
 
     /// Our turn under a client that writes what it read, killed after a while: what is on the device stays.
@@ -212,4 +197,38 @@ fn a_mounted_volume_gets_keys_in_turns_by_checksums() {
 #[test]
 fn a_mounted_volume_gets_keys_in_turns_by_the_journal() {
     in_turns(2, "journal");
+}
+
+/// A plain disk with a file system gets its header: the payload moves under its files.
+fn moves_in_turns(seed: u64, they_begin: bool) {
+    let Some(vm) = vm() else { return };
+    let mut v = Volume::new(vm, seed, PAYLOAD + 2 * HEAD);
+    let kib = PAYLOAD >> 10;
+    let go_on = "work --resume-only /dev/vda";
+    let make = format!("make /dev/vda {kib}\numount /mnt");
+    let encrypt = format!("--encrypt --init-only --reduce-device-size {}M {COST}", 2 * HEAD / MIB);
+    if they_begin {
+        let begin = format!("{make}\nwork --type luks2 {encrypt} /dev/vda\nopen\nuse");
+        v.theirs_cut(&begin, go_on);
+    } else {
+        v.guest(&make).ok();
+        varve(v.path(), &v.reencrypt(&encrypt)).ok();
+        v.theirs_cut("open\nuse", go_on);
+    }
+    v.ours_killed(&v.resume());
+    v.theirs_cut("open\nuse", go_on);
+    v.ours_killed(&v.resume());
+    let sum = v.theirs_to_the_end("open\nuse", go_on);
+    assert_eq!(v.sum(), sum, "seed {seed}: encrypted");
+    assert!(v.cut >= 2, "seed {seed}: {} in the middle, {} hot", v.cut, v.hot);
+}
+
+#[test]
+fn a_mounted_disk_that_they_began_to_encrypt_is_encrypted_in_turns() {
+    moves_in_turns(3, true);
+}
+
+#[test]
+fn a_mounted_disk_that_we_began_to_encrypt_is_encrypted_in_turns() {
+    moves_in_turns(4, false);
 }

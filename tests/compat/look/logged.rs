@@ -22,15 +22,16 @@ fn number(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
 }
 
-/// `disk.img`, as it is right after an fsync: committed is `d/was`, fsynced are `d/new` and that `was` is `is` now.
-fn cut(dir: &Path) {
-    cut_after(dir, "");
-}
-
-/// The same, of a file system with which `more` was done before. Now and then the kernel makes a whole
-/// commit of an fsync; then it is asked again.
-fn cut_after(dir: &Path, more: &str) {
-    assert!((0..30).any(|_| is_cut(dir, more)), "every fsync became a commit");
+/// A folder with `disk.img`, as it is right after an fsync: committed is `d/was`, fsynced are `d/new` and that `was`
+/// is `is` now. Before that, `more` was done with the file system. Now and then the kernel makes a whole commit
+/// of an fsync; then it is asked again. `None`: nothing here can make one.
+fn cut(more: &str) -> Option<tempfile::TempDir> {
+    if !loop_mount::available() {
+        return None;
+    }
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    assert!((0..30).any(|_| is_cut(dir.path(), more)), "every fsync became a commit");
+    Some(dir)
 }
 
 /// Whether the last commit is older than the fsyncs.
@@ -87,12 +88,8 @@ fn number_at(image: &Path, field: usize) -> u64 {
 
 #[test]
 fn s05_a_log_is_shown_without_writing_and_can_be_left_out() {
-    if !loop_mount::available() {
-        return;
-    }
-    let dir = tempfile::tempdir().expect("a temporary folder");
+    let Some(dir) = cut("") else { return };
     let dir = dir.path();
-    cut(dir);
     let image = dir.join("disk.img");
     let before = disk::sum_file(&image);
     let committed = generation(&image);
@@ -130,14 +127,10 @@ fn s05_a_log_is_shown_without_writing_and_can_be_left_out() {
 /// can be had where the log cannot be read.
 #[test]
 fn s05_a_stream_is_the_same_with_the_log_and_without() {
-    if !loop_mount::available() {
-        return;
-    }
-    let dir = tempfile::tempdir().expect("a temporary folder");
-    let dir = dir.path();
     let more =
-        "btrfs -q subvolume create sub; seq 5000 > sub/f; btrfs -q subvolume snapshot -r sub snap";
-    cut_after(dir, &format!("{more};"));
+        "btrfs -q subvolume create sub; seq 5000 > sub/f; btrfs -q subvolume snapshot -r sub snap;";
+    let Some(dir) = cut(more) else { return };
+    let dir = dir.path();
     let image = dir.join("disk.img");
     let committed = generation(&image);
     varve(dir, "fs send disk.img /snap --file with").ok();
@@ -162,9 +155,8 @@ fn s05_a_mount_shows_the_log_or_leaves_it_out() {
     if !mounted::available() {
         return;
     }
-    let dir = tempfile::tempdir().expect("a temporary folder");
+    let Some(dir) = cut("") else { return };
     let dir = dir.path();
-    cut(dir);
     let image = dir.join("disk.img");
     let committed = generation(&image);
     let before = disk::sum_file(&image);
@@ -193,12 +185,8 @@ fn s05_a_mount_shows_the_log_or_leaves_it_out() {
 
 #[test]
 fn s06_a_log_is_forgotten_while_other_trees_are_broken() {
-    if !loop_mount::available() {
-        return;
-    }
-    let dir = tempfile::tempdir().expect("a temporary folder");
+    let Some(dir) = cut("") else { return };
     let dir = dir.path();
-    cut(dir);
     let image = dir.join("disk.img");
     let committed = generation(&image);
     let told = varve(dir, "fs log list disk.img").ok();

@@ -1,7 +1,6 @@
 # A re-encryption by cryptsetup over dm-crypt, under a file system that is mounted and written to, until it
 # is done or the power goes. In: CALLS, lines that call these; TURN, a word of its own for each boot; BYTES, how
-# long the payload is; /host/key; /host/sums, the files that were durable so far. The volume is /dev/vda, a
-# header of its own is /dev/vdb.
+# long the payload is; /host/key; /host/sums, the files that were durable so far. The volume is /dev/vda.
 set -eu
 export DM_DISABLE_UDEV=1
 modprobe dm-crypt
@@ -27,12 +26,6 @@ make() {
   (cd /mnt && sha256sum ./still/*) >/host/sums
 }
 
-# export_header WORDS...: begins a decryption in place, whose header goes to /dev/vdb
-export_header() {
-  work --decrypt --init-only --header /tmp/head "$@" /dev/vda
-  dd if=/tmp/head of=/dev/vdb bs=1M conv=fsync status=none
-}
-
 # use: mounts it, and finds every file that was durable
 use() {
   mount /dev/mapper/v /mnt
@@ -55,14 +48,11 @@ write() {
   ) &
 }
 
-# written: 512-byte sectors that both disks got so far
+# written: 512-byte sectors that the disk got so far
 written() {
-  sum=0
-  for stat in /sys/block/vda/stat /sys/block/vdb/stat; do
-    # shellcheck disable=SC2046
-    [ -e $stat ] && set -- $(cat $stat) && sum=$((sum + $7))
-  done
-  echo $sum
+  # shellcheck disable=SC2046
+  set -- $(cat /sys/block/vda/stat)
+  echo "$7"
 }
 
 # cut_after KIB: the host cuts the power when so much more was written
