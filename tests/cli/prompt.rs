@@ -46,16 +46,17 @@ fn a_passphrase_is_asked_for_without_showing_it() {
     }
     let dir = folder();
     let dir = dir.path();
-    let format = format!("crypt format disk.img {COST}");
+    let format = format!("crypt format disk.img --unlock {COST}");
     let asked = [("New passphrase: ", SECRET), ("The same again: ", SECRET)];
     let (code, shown) = typed(dir, &format, &asked);
     assert_eq!(code, Some(0), "{shown}");
     assert!(!shown.contains(SECRET), "{shown}");
     varve(dir, "crypt test disk.img --passphrase-file pass").ok();
-    let (code, shown) = typed(dir, "crypt test disk.img", &[("Passphrase: ", SECRET)]);
+    let (code, shown) = typed(dir, "crypt test disk.img --unlock", &[("Passphrase: ", SECRET)]);
     assert_eq!(code, Some(0), "{shown}");
     assert!(!shown.contains(SECRET), "{shown}");
-    let (code, shown) = typed(dir, "crypt test disk.img", &[("Passphrase: ", "something else")]);
+    let (code, shown) =
+        typed(dir, "crypt test disk.img --unlock", &[("Passphrase: ", "something else")]);
     assert_ne!(code, Some(0), "{shown}");
     assert!(!shown.contains("something else"), "{shown}");
 }
