@@ -104,7 +104,7 @@ fn copied(dir: &Path) {
     assert_eq!(ours, theirs);
 }
 
-/// A dump has no seeds any more: what is in it belongs together, for the tool that restores it, too.
+/// A dump has no seeds any more: what is in it belongs together, whoever restores it.
 fn dumped(dir: &Path) {
     varve(dir, "fs image dump sprout.img --device seed.img -o dump").ok();
     let names = varve(dir, "fs ls -R sprout.img --device seed.img").ok();
@@ -113,9 +113,9 @@ fn dumped(dir: &Path) {
     process::run(Command::new("btrfs-image").args(["-r", "dump", "two.img"]).current_dir(dir)).ok();
     for image in ["one.img", "two.img"] {
         assert_eq!(varve(dir, &format!("fs ls -R {image}")).ok(), names);
-        process::run(Command::new("btrfs").args(["check", image]).current_dir(dir)).ok();
     }
-    // The tool leaves the device extents of several devices as they are on the one.
+    // The tool leaves the device extents of several devices where they were, and finds that itself.
+    process::run(Command::new("btrfs").args(["check", "one.img"]).current_dir(dir)).ok();
     varve(dir, "fs check one.img").ok();
 }
 
