@@ -22,6 +22,8 @@ fn folder() -> tempfile::TempDir {
 /// that the terminal showed.
 fn typed(dir: &Path, line: &str, answers: &[(&str, &str)]) -> (Option<i32>, String) {
     let line = format!("{} {line}", binary().display());
+    // What an earlier one showed must not be taken for a question.
+    let _ = std::fs::remove_file(dir.join("shown"));
     let mut script = Command::new("script");
     script.current_dir(dir).args(["-qefc", &line, "shown"]).stdin(Stdio::piped());
     let mut child = script.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("script");
