@@ -303,3 +303,36 @@ fn keys_of_a_cached_volume_are_changed_through_the_cache() {
     varve(dir, &format!("crypt test {stack} --key-file key")).exits_with(3);
     varve(dir, &format!("cache check {stack}")).ok();
 }
+
+/// A key beside the volume's own: each program shows the other's, and neither takes it for one that opens
+/// the volume.
+#[test]
+fn unbound_keys_open_for_both_and_belong_to_no_volume() {
+    if !tool::have(&["cryptsetup"]) {
+        return;
+    }
+    let dir = folder();
+    let dir = dir.path();
+    varve(dir, &format!("crypt format disk.img --type luks2 --key-file first {COST}")).ok();
+    let ours =
+        "crypt add-key disk.img --unbound --key-size 256 --key-file first --new-key-file second";
+    varve(dir, &format!("{ours} {COST}")).ok();
+    let theirs =
+        "luksAddKey -q --unbound --key-size 512 --key-slot 4 --key-file first disk.img third";
+    cryptsetup(dir, &format!("{theirs} {COST}")).ok();
+    for (slot, key, bits) in [(1, "second", 256), (4, "third", 512)] {
+        let line = format!("luksDump -q --unbound --key-slot {slot} --key-file {key} disk.img");
+        let shown = cryptsetup(dir, &line).ok();
+        assert!(shown.contains(&format!("Key bits:\t{bits}")), "{shown}");
+        let said = varve(dir, &format!("crypt test disk.img --key-file {key}")).ok();
+        assert!(said.contains(&format!("slot {slot}, which belongs to no volume")), "{said}");
+        let line = format!("open --test-passphrase --key-file {key} disk.img");
+        assert_ne!(cryptsetup(dir, &line).code, Some(0), "slot {slot} opens the volume");
+        varve(dir, &format!("fs ls --backing disk.img --key-file {key}")).exits_with(3);
+    }
+    // The last key of the volume stays the last one, whatever is beside it.
+    varve(dir, "crypt remove-key disk.img --key-file first").exits_with(3);
+    cryptsetup(dir, "luksKillSlot -q disk.img 1").ok();
+    varve(dir, "crypt kill-slot disk.img 4 --key-file first").ok();
+    opens(dir, "", &["first"], &["second", "third"]);
+}
