@@ -58,9 +58,9 @@ pub enum IntegrityVerb {
     /// Make a volume; data on it is lost, unless its tags are to be computed
     Format(IntegrityFormat),
     /// Print the superblock
-    Dump(IntegrityDump),
+    Dump(IntegrityLook),
     /// Read every sector and check its tag; writes nothing
-    Check(IntegrityCheck),
+    Check(IntegrityLook),
     /// Compute the tags that are missing, to the end
     Recalculate(IntegrityRecalculate),
 }
@@ -98,18 +98,7 @@ pub struct IntegrityFormat {
 }
 
 #[derive(Args, Debug)]
-pub struct IntegrityDump {
-    /// A file or device, in place of a stack
-    pub image: Option<PathBuf>,
-    #[command(flatten)]
-    pub stack: StackArgs,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-}
-
-#[derive(Args, Debug)]
-pub struct IntegrityCheck {
+pub struct IntegrityLook {
     /// A file or device, in place of a stack
     pub image: Option<PathBuf>,
     #[command(flatten)]

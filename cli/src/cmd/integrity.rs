@@ -1,8 +1,6 @@
 //! `varve integrity`: volumes of dm-integrity by itself.
 
-use crate::args::{
-    IntegrityCheck, IntegrityDump, IntegrityFormat, IntegrityRecalculate, IntegrityVerb, StackArgs,
-};
+use crate::args::{IntegrityFormat, IntegrityLook, IntegrityRecalculate, IntegrityVerb, StackArgs};
 use crate::cmd::interrupt::Interrupt;
 use crate::cmd::{output, progress};
 use crate::config::{IntegrityConfig, StackConfig};
@@ -88,7 +86,7 @@ async fn format(rt: &Rt, args: IntegrityFormat) -> anyhow::Result<Outcome> {
     Ok(Outcome::Fine)
 }
 
-async fn dump(rt: &Rt, args: IntegrityDump) -> anyhow::Result<Outcome> {
+async fn dump(rt: &Rt, args: IntegrityLook) -> anyhow::Result<Outcome> {
     let (config, _) = layer(&args.stack, args.image.as_deref())?;
     let stack = stack::open(rt, &config.below_integrity().reading()).await?;
     let info = integrity_info(&stack.top, Sector(0)).await?;
@@ -109,7 +107,7 @@ async fn opened(rt: &Rt, config: &StackConfig) -> anyhow::Result<(Stack, LiveHas
     Ok((stack, hashed))
 }
 
-async fn check(rt: &Rt, args: IntegrityCheck) -> anyhow::Result<Outcome> {
+async fn check(rt: &Rt, args: IntegrityLook) -> anyhow::Result<Outcome> {
     let (config, _) = layer(&args.stack, args.image.as_deref())?;
     let (stack, hashed) = opened(rt, &config.reading()).await?;
     let all = Extent::new(Sector(0), hashed.geometry().len);
