@@ -28,7 +28,7 @@ struct Cli {
 enum What {
     /// NBD servers: nbdkit, qemu-nbd and Varve over memory, a file, LUKS, and the full stack
     Nbd(suite::Options),
-    /// Encryption: AES-XTS per engine beside OpenSSL, and served LUKS volumes beside nbdkit and qemu-nbd
+    /// Encryption: AES-XTS per engine beside OpenSSL and the kernel, and served LUKS volumes beside nbdkit and qemu-nbd
     Crypt(suite::Options),
     /// The file system: check, export and reading, beside btrfs-progs and the kernel
     Fs(fs::Options),
