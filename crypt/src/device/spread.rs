@@ -37,19 +37,6 @@ pub enum Workers {
     Up(usize),
 }
 
-impl Workers {
-    /// Threads for pieces that `engine` computes.
-    fn count(self, engine: Engine) -> usize {
-        match self {
-            Workers::Up(n) => n.min(WORKERS_MAX),
-            Workers::Auto if engine == Engine::Soft => {
-                std::thread::available_parallelism().map_or(0, |n| (n.get() - 1).min(AUTO_MAX))
-            }
-            Workers::Auto => 0,
-        }
-    }
-}
-
 /// Most threads that an operator may ask for.
 pub const WORKERS_MAX: usize = 64;
 /// Most threads that are taken unasked.
@@ -83,13 +70,27 @@ impl Work {
 
 /// The threads of one direction of a layer.
 pub(super) struct Spread {
-    workers: Workers,
+    /// For engines that have the processor's own AES, and for the others. Counted once: to ask the host
+    /// takes longer than to decrypt a sector.
+    fast: usize,
+    slow: usize,
     pub(super) free: LocalSemaphore,
 }
 
 impl Spread {
     pub(super) fn new(workers: Workers) -> Spread {
-        Spread { workers, free: LocalSemaphore::new(workers.count(Engine::Soft)) }
+        let (fast, slow) = match workers {
+            Workers::Up(n) => (n.min(WORKERS_MAX), n.min(WORKERS_MAX)),
+            Workers::Auto => {
+                let cores = std::thread::available_parallelism().map_or(1, usize::from);
+                (0, (cores - 1).min(AUTO_MAX))
+            }
+        };
+        Spread { fast, slow, free: LocalSemaphore::new(slow) }
+    }
+
+    fn threads(&self, engine: Engine) -> usize {
+        if engine == Engine::Soft { self.slow } else { self.fast }
     }
 
     /// Does `work` to a whole buffer that begins at `at` on the volume and lies in one segment.
@@ -102,7 +103,7 @@ impl Spread {
         work: Work,
         buf: IoBuf,
     ) -> IoBuf {
-        let threads = self.workers.count(m.xts.engine());
+        let threads = self.threads(m.xts.engine());
         if buf.len() <= ALONE || threads == 0 {
             return on_lane(rt, m, at, &work, buf).await;
         }
