@@ -1,18 +1,20 @@
 //! Re-encryption of a volume that is being served and written to, by servers that are killed.
 
-use std::os::unix::fs::FileExt as _;
 use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use varve_tests::client::{Server, Stack};
 use varve_tests::nbd::{FUA, Nbd, Request};
+use varve_tests::reencryption::further;
 use varve_tests::varve::{binary, varve};
 use varve_tests::{clock, disk, tool};
 
 use crate::reencrypt::{COST, OFFLINE, copy, cryptsetup, folder, is_under_way, is_whole};
 
 const BLOCK: usize = 4096;
+/// How much further the work is when its server is killed: three of them leave half of the payload.
+const SHARE: u64 = 1 << 20;
 
 /// What the client knows of the disk: every answered write, and the one without an answer.
 struct Known {
@@ -64,19 +66,6 @@ fn load(mut nbd: Nbd, mut known: Known, seed: u64, most: u64) -> JoinHandle<Know
     })
 }
 
-/// Waits for the beginning, which takes its time on a busy machine. The server holds the lock, so this looks at
-/// the bytes of the header.
-fn until_under_way(dir: &std::path::Path, header: &str) {
-    let word = b"online-reencrypt-v";
-    let begun = || {
-        let mut head = vec![0; 32 << 10];
-        let file = std::fs::File::open(dir.join(header)).expect("the header");
-        file.read_exact_at(&mut head, 0).expect("a header");
-        head.windows(word.len()).any(|at| at == word).then_some(())
-    };
-    clock::wait_for(Duration::from_secs(60), begun).expect("it begins");
-}
-
 fn read_all(nbd: &mut Nbd) -> Vec<u8> {
     let mut found = Vec::new();
     while (found.len() as u64) < nbd.size() {
@@ -122,8 +111,8 @@ fn a_served_volume_gets_another_key_through_kills_and_under_load() {
         ("online", "--resilience checksum --direction backward"),
     ] {
         copy(dir, "disk.img");
+        let disk = dir.join("disk.img");
         let mut known = Known { data: data.clone(), open: None };
-        let mut killed = 0;
         for round in 0..4u64 {
             let case = format!("{finish}, {options}, round {round}");
             let more = match is_under_way(dir, "disk.img") {
@@ -133,36 +122,30 @@ fn a_served_volume_gets_another_key_through_kills_and_under_load() {
             let server = Server::start(dir, &stack());
             let writer = load(server.connect(), known, round + 1, u64::MAX);
             let mut work = online(dir, &format!("--hotzone-size 128k --rate 4M {more}"));
-            // Also in the middle of the beginning.
-            if round > 0 {
-                until_under_way(dir, "disk.img");
+            if round == 0 {
+                // Before the beginning, or in it.
+                clock::pause(Duration::from_millis(150));
+                server.kill();
+            } else {
+                server.kill_when(further(&disk, &disk, SHARE, round == 2));
             }
-            clock::pause(Duration::from_millis(150 + 200 * round));
-            server.kill();
             work.wait().expect("a child");
             known = writer.join().expect("the client saw what it wrote");
-            killed += u32::from(is_under_way(dir, "disk.img"));
             known = look(dir, known, &case);
-            if !is_under_way(dir, "disk.img") && round > 0 {
-                break;
+        }
+        match finish {
+            "we" => varve(dir, "crypt reencrypt --resume-only disk.img --key-file key").ok(),
+            "cryptsetup" => cryptsetup(dir, &format!("{OFFLINE} --resume-only disk.img")).ok(),
+            _ => {
+                let server = Server::start(dir, &stack());
+                let writer = load(server.connect(), known, 99, 400);
+                let mut work = online(dir, "--resume-only");
+                assert!(work.wait().expect("a child").success(), "{options}");
+                known = writer.join().expect("the client saw what it wrote");
+                server.stop();
+                String::new()
             }
-        }
-        assert!(killed > 0, "{options}: never killed in the middle");
-        if is_under_way(dir, "disk.img") {
-            match finish {
-                "we" => varve(dir, "crypt reencrypt --resume-only disk.img --key-file key").ok(),
-                "cryptsetup" => cryptsetup(dir, &format!("{OFFLINE} --resume-only disk.img")).ok(),
-                _ => {
-                    let server = Server::start(dir, &stack());
-                    let writer = load(server.connect(), known, 99, 400);
-                    let mut work = online(dir, "--resume-only");
-                    assert!(work.wait().expect("a child").success(), "{options}");
-                    known = writer.join().expect("the client saw what it wrote");
-                    server.stop();
-                    String::new()
-                }
-            };
-        }
+        };
         is_whole(dir, "disk.img", &known.data, &format!("{finish}, {options}"));
     }
 }
@@ -228,8 +211,7 @@ fn through_kills(dir: &std::path::Path, stack: &Stack, header: &str, mut known: 
         let server = Server::start(dir, stack);
         let writer = load(server.connect(), known, round + 11, u64::MAX);
         let mut work = online(dir, "--hotzone-size 128k --rate 4M --resume-only");
-        clock::pause(Duration::from_millis(200 + 150 * round));
-        server.kill();
+        server.kill_when(further(&dir.join(header), &dir.join("disk.img"), SHARE, round == 1));
         work.wait().expect("a child");
         known = writer.join().expect("the client saw what it wrote");
         assert!(is_under_way(dir, header), "{header}, round {round}");

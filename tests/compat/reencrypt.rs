@@ -8,6 +8,7 @@ use std::time::Duration;
 use varve_tests::client::{Server, Stack};
 use varve_tests::nbd::{FUA, Request};
 use varve_tests::process::{self, Finished};
+use varve_tests::reencryption::further;
 use varve_tests::varve::{binary, varve};
 use varve_tests::{clock, disk, tool};
 
@@ -150,45 +151,69 @@ fn what_we_were_killed_in_cryptsetup_finishes() {
     ] {
         let (dir, data) = folder(sector_size);
         let dir = dir.path();
-        let (mut taken, mut hot) = (0, 0);
-        // Ever later, until one comes too late: machines differ.
-        let mut after = Duration::from_millis(4);
-        loop {
-            let case = format!("{options}, killed after {after:?}");
-            copy(dir, "disk.img");
-            let line = format!(
-                "crypt reencrypt disk.img --key-file key {COST} --hotzone-size 256k {options}"
-            );
-            let mut child = Command::new(binary())
-                .current_dir(dir)
-                .args(line.split_whitespace())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()
-                .expect("varve starts");
-            clock::pause(after);
-            after = after.mul_f64(1.2);
-            child.kill().expect("a kill");
-            let ended = child.wait().expect("a child");
-            if is_under_way(dir, "disk.img") {
-                // A hot zone it wants to have recovered by a command of its own.
-                let dump = varve(dir, "crypt dump --json disk.img").ok();
-                if dump.contains("in-reencryption") {
-                    cryptsetup(dir, "repair -q --disable-locks --key-file key disk.img").ok();
-                    hot += 1;
-                }
-                // Of the last zone that was all there was to do.
+        let line = format!("{options} {COST} --hotzone-size 32k");
+        let line = format!("crypt reencrypt disk.img --key-file key {line}");
+        let disk = dir.join("disk.img");
+        kill_each(
+            &line,
+            (&disk, &disk),
+            || copy(dir, "disk.img"),
+            |case, _| {
+                let case = format!("{options}, {case}");
                 if is_under_way(dir, "disk.img") {
-                    cryptsetup(dir, &format!("{OFFLINE} --resume-only disk.img")).ok();
+                    // A hot zone it wants to have recovered by a command of its own.
+                    let dump = varve(dir, "crypt dump --json disk.img").ok();
+                    if dump.contains("in-reencryption") {
+                        cryptsetup(dir, "repair -q --disable-locks --key-file key disk.img").ok();
+                    }
+                    // Of the last zone that was all there was to do.
+                    if is_under_way(dir, "disk.img") {
+                        cryptsetup(dir, &format!("{OFFLINE} --resume-only disk.img")).ok();
+                    }
                 }
-                taken += 1;
-            }
-            is_whole(dir, "disk.img", &data, &case);
-            if ended.success() {
-                break;
-            }
+                is_whole(dir, "disk.img", &data, &case);
+            },
+        );
+    }
+}
+
+/// Kills our command again and again, each time on a fresh disk: at places of the work, in a zone and between two;
+/// and at any time, ever later, until one comes too late. `look` hears whether the command came to its end.
+pub(crate) fn kill_each(
+    line: &str,
+    (header, disk): (&Path, &Path),
+    fresh: impl Fn(),
+    mut look: impl FnMut(&str, bool),
+) {
+    let dir = disk.parent().expect("a disk in a folder");
+    let spawn = || {
+        let mut command = Command::new(binary());
+        command.current_dir(dir).args(line.split_whitespace());
+        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("varve starts")
+    };
+    for (mib, hot) in [(0, true), (0, false), (1, true), (2, false), (3, true)] {
+        let case = format!("killed behind {mib} MiB, {}", if hot { "hot" } else { "not hot" });
+        // A machine that is busy with other things may look too late.
+        let killed = (0..10).any(|_| {
+            fresh();
+            let time = further(header, disk, mib << 20, hot);
+            process::kill_when(&mut spawn(), process::LIMIT, time).is_ok()
+        });
+        assert!(killed, "{line}: not {case}");
+        look(&case, false);
+    }
+    let mut after = Duration::from_millis(4);
+    loop {
+        fresh();
+        let mut child = spawn();
+        clock::pause(after);
+        child.kill().expect("a kill");
+        let ended = child.wait().expect("a child").success();
+        look(&format!("killed after {after:?}"), ended);
+        if ended {
+            return;
         }
-        assert!(taken > 0, "{options}: {taken} taken up, {hot} of them hot");
+        after = after.mul_f64(1.3);
     }
 }
 

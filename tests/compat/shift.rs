@@ -2,14 +2,13 @@
 //! and decryption that takes it away. All of it on plain files.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::process::Command;
 
 use varve_tests::client::{Server, Stack};
-use varve_tests::varve::{binary, varve};
-use varve_tests::{clock, disk, process, tool};
+use varve_tests::varve::varve;
+use varve_tests::{disk, process, tool};
 
-use crate::reencrypt::{COST, OFFLINE, cryptsetup, fill, is_shown};
+use crate::reencrypt::{COST, OFFLINE, cryptsetup, fill, is_shown, kill_each};
 
 /// A payload of two and a half shifts.
 const PAYLOAD: usize = 10 << 20;
@@ -119,15 +118,9 @@ impl Job {
         cryptsetup(dir, "open --test-passphrase --key-file key disk.img").ok();
     }
 
-    fn ours(&self, dir: &Path) -> Command {
-        let line = format!(
-            "crypt reencrypt disk.img --key-file key {COST} --hotzone-size 512k {}",
-            self.begin
-        );
-        let mut command = Command::new(binary());
-        command.current_dir(dir).args(line.split_whitespace());
-        command.stdout(Stdio::null()).stderr(Stdio::null());
-        command
+    fn ours(&self) -> String {
+        let line = "crypt reencrypt disk.img --key-file key --hotzone-size 32k";
+        format!("{line} {COST} {}", self.begin)
     }
 }
 
@@ -188,39 +181,29 @@ fn what_we_were_killed_in_cryptsetup_finishes_when_data_move() {
     for job in OURS {
         let (dir, data) = job.folder();
         let dir = dir.path();
-        let (mut taken, mut hot, mut again) = (0, 0, 0);
-        // Ever later, until one comes too late: machines differ.
-        let mut after = Duration::from_millis(5);
-        loop {
-            let case = format!("{}, killed after {after:?}", job.begin);
-            job.reset(dir);
-            let mut child = job.ours(dir).spawn().expect("varve starts");
-            clock::pause(after);
-            after = after.mul_f64(1.15);
-            child.kill().expect("a kill");
-            let ended = child.wait().expect("a child");
-            if job.is_under_way(dir) {
-                if job.is_hot(dir) {
-                    let line = format!("repair -q --disable-locks {}", job.resume);
-                    cryptsetup(dir, &format!("{line} --key-file key disk.img")).ok();
-                    hot += 1;
-                }
-                // Its repair of the last zone is the end of the work.
+        let places = [job.header, "disk.img"].map(|name| dir.join(name));
+        kill_each(
+            &job.ours(),
+            (&places[0], &places[1]),
+            || job.reset(dir),
+            |case, ended| {
+                let case = format!("{}, {case}", job.begin);
                 if job.is_under_way(dir) {
-                    let line = format!("{OFFLINE} --resume-only {} disk.img", job.resume);
-                    cryptsetup(dir, &line).ok();
+                    if job.is_hot(dir) {
+                        let line = format!("repair -q --disable-locks {}", job.resume);
+                        cryptsetup(dir, &format!("{line} --key-file key disk.img")).ok();
+                    }
+                    // Its repair of the last zone is the end of the work.
+                    if job.is_under_way(dir) {
+                        let line = format!("{OFFLINE} --resume-only {} disk.img", job.resume);
+                        cryptsetup(dir, &line).ok();
+                    }
+                } else if !ended && !job.is_done(dir) {
+                    // Before its first header: the same command again.
+                    varve(dir, &job.ours()).ok();
                 }
-                taken += 1;
-            } else if !ended.success() && !job.is_done(dir) {
-                // Before its first header: the same command again.
-                assert!(job.ours(dir).status().expect("varve starts").success(), "{case}");
-                again += 1;
-            }
-            job.is_whole(dir, &data, &case);
-            if ended.success() {
-                break;
-            }
-        }
-        assert!(taken > 0, "{}: {taken} taken up, {hot} hot, {again} again", job.begin);
+                job.is_whole(dir, &data, &case);
+            },
+        );
     }
 }

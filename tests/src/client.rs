@@ -286,6 +286,17 @@ impl Server {
         assert_eq!(finished.code, None, "ended before it could be killed: {finished}");
     }
 
+    /// `kill -9` in a state that shows from outside: see [`process::kill_when`].
+    ///
+    /// # Panics
+    /// When it ends by itself, or the time never comes.
+    #[track_caller]
+    pub fn kill_when(mut self, is_time: impl FnMut() -> bool) {
+        if let Err(why) = process::kill_when(&mut self.child, process::LIMIT, is_time) {
+            panic!("{} {why}", self.what);
+        }
+    }
+
     /// `kill -9` in `delay` from now, from outside, so that the test can be in the middle of something.
     /// Take the end with [`Server::wait_killed`].
     pub fn kill_in(&self, delay: Duration) {

@@ -26,6 +26,7 @@ pub mod model;
 pub mod mount;
 pub mod nbd;
 pub mod process;
+pub mod reencryption;
 pub mod stack;
 pub mod tool;
 pub mod varve;

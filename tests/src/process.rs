@@ -4,6 +4,8 @@ use std::io::{Read as _, Seek as _};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
+
 use crate::clock;
 
 /// Long enough for the slowest tool on a busy machine; a test that hangs still ends.
@@ -105,6 +107,47 @@ pub fn wait(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
 pub fn end(child: &mut Child) {
     let _ = child.kill();
     let _ = child.wait();
+}
+
+/// Kills a child in a state that shows from outside, whatever the speed of the machine: `is_time` is asked while
+/// the child runs, and again once it stands still, so what it said then is how the child leaves the world.
+///
+/// # Errors
+/// How it ended by itself, or that the time never came; it does not run any more then, either.
+pub fn kill_when(
+    child: &mut Child,
+    limit: Duration,
+    mut is_time: impl FnMut() -> bool,
+) -> Result<(), String> {
+    let pid = Pid::from_child(child);
+    let deadline = clock::Deadline::after(limit);
+    let met = loop {
+        if let Some(status) = child.try_wait().expect("asking for a child's state") {
+            break Err(format!("ended by itself before its time, with {status}"));
+        }
+        if deadline.passed() {
+            break Err(format!("has not come so far in {limit:?}"));
+        }
+        if is_time() && stop(pid) {
+            if is_time() {
+                break Ok(());
+            }
+            kill_process(pid, Signal::CONT).expect("a child that waits");
+        }
+        // Some of these times are short.
+        clock::pause(Duration::from_millis(1));
+    };
+    end(child);
+    met
+}
+
+/// Lets a child stand still, all its threads; false when it has ended.
+fn stop(pid: Pid) -> bool {
+    kill_process(pid, Signal::STOP).expect("sending a signal to our own child");
+    // Its end is left for whoever asks for it.
+    let either = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+    let state = waitid(WaitId::Pid(pid), either).expect("our own child");
+    state.is_some_and(|state| state.stopped())
 }
 
 fn describe(command: &Command) -> String {

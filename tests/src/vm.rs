@@ -21,13 +21,13 @@
 //! outside, by killing the emulator.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tempfile::TempDir;
 
-use crate::{clock, process, repository};
+use crate::{process, repository};
 
 /// Downloading a kernel and building a root, at worst.
 const PREPARE_LIMIT: Duration = Duration::from_secs(900);
@@ -123,7 +123,7 @@ impl Vm {
     pub fn job(&self, script: &str) -> Job {
         let folder = tempfile::tempdir().expect("a folder to share with the guest");
         std::fs::write(folder.path().join("script"), script).expect("the guest's script");
-        Job { folder, disks: Vec::new(), snapshot: false, network: false, cut_when: None }
+        Job { folder, disks: Vec::new(), snapshot: false, network: false }
     }
 
     /// The same for a script kept in `tests/vm/guest`, after setting shell variables for it.
@@ -147,7 +147,6 @@ pub struct Job {
     disks: Vec<PathBuf>,
     snapshot: bool,
     network: bool,
-    cut_when: Option<String>,
 }
 
 impl Job {
@@ -177,12 +176,6 @@ impl Job {
         self
     }
 
-    /// Cuts the power, by killing the emulator, as soon as the script has made `/host/NAME`.
-    pub fn cut_when(mut self, name: &str) -> Self {
-        self.cut_when = Some(name.to_owned());
-        self
-    }
-
     /// Boots it and waits for its end.
     ///
     /// # Panics
@@ -190,6 +183,28 @@ impl Job {
     #[track_caller]
     #[must_use]
     pub fn run(self, limit: Duration) -> Output {
+        let output = self.end(|qemu| {
+            let ended = process::wait(qemu, limit).is_some();
+            process::end(qemu);
+            ended.then_some(()).ok_or_else(|| format!("has not ended after {limit:?}"))
+        });
+        assert!(!output.console.is_empty(), "qemu did not start: {}", output.file("qemu"));
+        output
+    }
+
+    /// Boots it, and cuts the power by killing the emulator in a state of its disks that shows from outside: see
+    /// [`process::kill_when`].
+    ///
+    /// # Panics
+    /// When it ends by itself, or the time does not come before `limit`.
+    #[track_caller]
+    #[must_use]
+    pub fn cut_when(self, limit: Duration, is_time: impl FnMut() -> bool) -> Output {
+        self.end(|qemu| process::kill_when(qemu, limit, is_time))
+    }
+
+    #[track_caller]
+    fn end(self, wait: impl FnOnce(&mut Child) -> Result<(), String>) -> Output {
         let _turn = Turn::take();
         let mut qemu = self
             .command()
@@ -198,13 +213,7 @@ impl Job {
             .stderr(std::fs::File::create(self.folder.path().join("qemu")).expect("qemu's log"))
             .spawn()
             .expect("qemu starts");
-        let cut_when = self.cut_when.as_ref().map(|name| self.folder.path().join(name));
-        let end = clock::wait_for(limit, || {
-            let ended = qemu.try_wait().expect("asking for a child's state").is_some();
-            let cut = cut_when.as_ref().is_some_and(|path| path.exists());
-            (ended || cut).then_some(())
-        });
-        process::end(&mut qemu);
+        let ended = wait(&mut qemu);
         let read = |name: &str| {
             let bytes = std::fs::read(self.folder.path().join(name)).unwrap_or_default();
             String::from_utf8_lossy(&bytes).into_owned()
@@ -213,9 +222,10 @@ impl Job {
         let code = read("status").trim().parse().ok();
         let qemu = read("qemu");
         let output = Output { code, stdout, stderr, console, folder: self.folder };
-        assert!(end.is_some(), "the guest has not ended after {limit:?}: {output}");
+        if let Err(why) = ended {
+            panic!("the guest {why}: {output}\n{qemu}");
+        }
         assert!(!output.console.contains("guest: no "), "the guest did not boot: {output}\n{qemu}");
-        assert!(!output.console.is_empty() || cut_when.is_some(), "qemu did not start: {qemu}");
         output
     }
 
