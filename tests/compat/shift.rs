@@ -36,9 +36,11 @@ const DECRYPT_BY_CHECKSUMS: Job =
     decrypt("--decrypt --header head.img --resilience datashift-checksum");
 const DECRYPT_BY_JOURNAL: Job =
     decrypt("--decrypt --header head.img --resilience datashift-journal");
-/// A decryption by the journal is begun by us: cryptsetup 2.6 wants room in the journal for all that moves at once,
-/// which a payload as long as this has only with a small `--hotzone-size`. It goes on with ours.
-const THEIRS: [Job; 2] = [ENCRYPT, DECRYPT_BY_CHECKSUMS];
+/// cryptsetup 2.6 wants room in the journal for the part that moves first, which is as long as a shift, or as its
+/// `--hotzone-size`.
+const THEIR_DECRYPT_BY_JOURNAL: Job =
+    decrypt("--decrypt --header head.img --resilience datashift-journal --hotzone-size 1M");
+const THEIRS: [Job; 3] = [ENCRYPT, DECRYPT_BY_CHECKSUMS, THEIR_DECRYPT_BY_JOURNAL];
 const OURS: [Job; 3] = [ENCRYPT, DECRYPT_BY_CHECKSUMS, DECRYPT_BY_JOURNAL];
 
 const fn decrypt(begin: &'static str) -> Job {
