@@ -20,4 +20,5 @@ mod reencrypt;
 mod rescued;
 mod shift;
 mod show;
+mod tokens;
 mod up;
