@@ -261,7 +261,7 @@ impl Xts {
         let (ivs, size) = (self.units(n, from.len()), self.sector_size.bytes());
         match &self.engine {
             Expanded::Fused(fused) => fused.encrypt_into(ivs, size, from, to),
-            Expanded::AwsLc(aws) => aws.encrypt_into(ivs, size, from, to),
+            Expanded::AwsLc(aws) => aws.encrypt_into(ivs.map(u128::to_le_bytes), size, from, to),
             Expanded::Soft(_) | Expanded::Old(_) | Expanded::Clear => {
                 to.copy_from_slice(from);
                 self.encrypt(n, to);
@@ -283,10 +283,13 @@ impl Xts {
     }
 
     /// Whole data units, the next of `ivs` for each.
-    fn run(&self, direction: Direction, ivs: impl Iterator<Item = [u8; 16]>, data: &mut [u8]) {
+    fn run(&self, direction: Direction, ivs: impl Iterator<Item = u128>, data: &mut [u8]) {
         let size = self.sector_size.bytes();
+        if let Expanded::Fused(fused) = &self.engine {
+            return fused.in_place(direction, ivs, size, data);
+        }
+        let ivs = ivs.map(u128::to_le_bytes);
         match &self.engine {
-            Expanded::Fused(fused) => fused.in_place(direction, ivs, size, data),
             Expanded::AwsLc(aws) => aws.in_place(direction, ivs, size, data),
             Expanded::Soft(soft) => {
                 let encrypt = matches!(direction, Direction::Encrypt);
@@ -299,7 +302,7 @@ impl Xts {
                     old.sector(direction, iv, unit);
                 }
             }
-            Expanded::Clear => {}
+            Expanded::Fused(_) | Expanded::Clear => {}
         }
     }
 
@@ -367,7 +370,8 @@ impl Expanded {
     }
 }
 
-/// Endless run of IVs, one per data unit. Sector numbers wrap, as the kernel's do.
+/// Endless run of IVs, one per data unit, as numbers whose low byte comes first. Sector numbers wrap, as the
+/// kernel's do.
 struct Units<'a> {
     iv: &'a IvSource,
     next: u64,
@@ -376,10 +380,10 @@ struct Units<'a> {
 }
 
 impl Iterator for Units<'_> {
-    type Item = [u8; 16];
+    type Item = u128;
 
     #[inline]
-    fn next(&mut self) -> Option<[u8; 16]> {
+    fn next(&mut self) -> Option<u128> {
         let iv = self.iv.get(self.next, self.size);
         self.next = self.next.wrapping_add(self.step);
         Some(iv)
@@ -410,12 +414,12 @@ impl IvSource {
     }
 
     #[inline]
-    fn get(&self, n: u64, sector_size: usize) -> [u8; 16] {
-        let mut iv = self.mode.block(n, sector_size);
-        if let Some(cipher) = &self.cipher {
-            cipher.encrypt(&mut iv);
-        }
-        iv
+    fn get(&self, n: u64, sector_size: usize) -> u128 {
+        let iv = self.mode.number(n, sector_size);
+        let Some(cipher) = &self.cipher else { return iv };
+        let mut iv = iv.to_le_bytes();
+        cipher.encrypt(&mut iv);
+        u128::from_le_bytes(iv)
     }
 }
 

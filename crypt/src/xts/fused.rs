@@ -10,7 +10,7 @@
 //! ```text
 //! IVs      n  n+1  n+2 ...   --AES, K2, many at once-->   T0 of each sector
 //! sector   | stride | stride | ...        tweaks of a stride: T0, T0 x, T0 x^2, ... made in registers
-//!            8 vectors of 1, 2 or 4 blocks: xor, 10 or 14 rounds, xor
+//!            8 vectors of 1, 2 or 4 blocks: xor, 10 or 14 rounds, xor; meanwhile the next one's tweaks
 //! ```
 //!
 //! Three instruction sets, chosen once per process ([`Isa::best`]); they differ in the width of a vector
@@ -20,7 +20,7 @@
 
 #![allow(
     unsafe_code,
-    reason = "vector loads and stores, and calls into code for instructions that were looked for"
+    reason = "vector loads and stores, calls into code for instructions that were looked for, and a barrier"
 )]
 
 mod aesni;
@@ -98,7 +98,7 @@ impl Fused {
     pub(super) fn in_place(
         &self,
         direction: Direction,
-        mut ivs: impl Iterator<Item = [u8; 16]>,
+        mut ivs: impl Iterator<Item = u128>,
         unit: usize,
         data: &mut [u8],
     ) {
@@ -112,7 +112,7 @@ impl Fused {
     /// Encrypts whole data units of `unit` bytes from one buffer into another of the same length.
     pub(super) fn encrypt_into(
         &self,
-        mut ivs: impl Iterator<Item = [u8; 16]>,
+        mut ivs: impl Iterator<Item = u128>,
         unit: usize,
         from: &[u8],
         to: &mut [u8],
@@ -158,14 +158,32 @@ enum Place<'a> {
     Apart(&'a [u8], &'a mut [u8]),
 }
 
+impl Place<'_> {
+    #[inline]
+    fn from(&self) -> &[u8] {
+        match self {
+            Place::Same(data) => data,
+            Place::Apart(from, _) => from,
+        }
+    }
+
+    #[inline]
+    fn to(&mut self) -> &mut [u8] {
+        match self {
+            Place::Same(data) => data,
+            Place::Apart(_, to) => to,
+        }
+    }
+}
+
 /// The IVs of the next `units` data units, rounded up to the widest vector.
 fn fill<'a>(
     tweaks: &'a mut [[u8; 16]; BATCH],
-    ivs: &mut impl Iterator<Item = [u8; 16]>,
+    ivs: &mut impl Iterator<Item = u128>,
     units: usize,
 ) -> &'a mut [[u8; 16]] {
     for (tweak, iv) in tweaks[..units].iter_mut().zip(ivs) {
-        *tweak = iv;
+        *tweak = iv.to_le_bytes();
     }
     &mut tweaks[..units.next_multiple_of(4)]
 }

@@ -37,7 +37,7 @@ impl Fused {
     pub(super) fn in_place(
         &self,
         _: Direction,
-        _: impl Iterator<Item = [u8; 16]>,
+        _: impl Iterator<Item = u128>,
         _: usize,
         _: &mut [u8],
     ) {
@@ -46,7 +46,7 @@ impl Fused {
 
     pub(super) fn encrypt_into(
         &self,
-        _: impl Iterator<Item = [u8; 16]>,
+        _: impl Iterator<Item = u128>,
         _: usize,
         _: &[u8],
         _: &mut [u8],

@@ -2,14 +2,14 @@
 
 use std::arch::x86_64::*;
 
-use super::kernel::kernel;
-use super::schedule::Schedules;
-use super::{Job, Place};
+use super::Job;
+use super::kernel::{kernel, unroll};
+use super::schedule::{RoundKeys, Schedules};
 use crate::xts::Direction;
 
 type V = __m128i;
 
-kernel!("aes,sse2", 1);
+kernel!("aes,sse2", 1, xmm_reg);
 
 #[inline]
 #[target_feature(enable = "aes,sse2")]
@@ -73,15 +73,15 @@ fn spread(block: &[u8; 16]) -> V {
     load(block)
 }
 
+/// A chain: no step is cheaper than doubling.
+const fn before(n: usize) -> usize {
+    n - 1
+}
+
 #[inline]
 #[target_feature(enable = "aes,sse2")]
-fn tweaks(first: V) -> ([V; VECTORS], V) {
-    let (mut all, mut next) = ([first; VECTORS], first);
-    for t in &mut all {
-        *t = next;
-        next = double(next);
-    }
-    (all, next)
+fn forward(_n: usize, t: V) -> V {
+    double(t)
 }
 
 /// Times x: both halves are doubled, and the bit that leaves each is put back where it belongs: that of

@@ -11,6 +11,9 @@ use crate::key::Key;
 const KEYS_MAX: usize = 15;
 const SCHEDULE: usize = KEYS_MAX * 16;
 
+/// Those behind the last round are zero and not used. An array, so that no round looks for its end.
+pub(super) type RoundKeys = [[u8; 16]; KEYS_MAX];
+
 /// Data key in both directions, tweak key, one after the other in pages of their own.
 pub(super) struct Schedules {
     keys: Key,
@@ -41,26 +44,25 @@ impl Schedules {
 
     /// For data on its way down.
     #[inline]
-    pub(super) fn encrypt(&self) -> &[[u8; 16]] {
+    pub(super) fn encrypt(&self) -> &RoundKeys {
         self.part(0)
     }
 
     /// For data on its way up: in the order of use, for the equivalent inverse cipher.
     #[inline]
-    pub(super) fn decrypt(&self) -> &[[u8; 16]] {
+    pub(super) fn decrypt(&self) -> &RoundKeys {
         self.part(1)
     }
 
     /// For tweaks, which are always encrypted.
     #[inline]
-    pub(super) fn tweak(&self) -> &[[u8; 16]] {
+    pub(super) fn tweak(&self) -> &RoundKeys {
         self.part(2)
     }
 
     #[inline]
-    fn part(&self, n: usize) -> &[[u8; 16]] {
-        let (keys, _) = self.keys.bytes().as_chunks::<16>();
-        &keys[n * KEYS_MAX..][..=self.rounds]
+    fn part(&self, n: usize) -> &RoundKeys {
+        &self.keys.bytes().as_chunks::<16>().0.as_chunks().0[n]
     }
 }
 

@@ -2,14 +2,14 @@
 
 use std::arch::x86_64::*;
 
-use super::kernel::kernel;
-use super::schedule::Schedules;
-use super::{Job, Place};
+use super::Job;
+use super::kernel::{kernel, unroll};
+use super::schedule::{RoundKeys, Schedules};
 use crate::xts::Direction;
 
 type V = __m256i;
 
-kernel!("aes,vaes,vpclmulqdq,avx2", 2);
+kernel!("aes,vaes,vpclmulqdq,avx2", 2, ymm_reg);
 
 #[inline]
 #[target_feature(enable = "aes,vaes,vpclmulqdq,avx2")]
@@ -79,15 +79,27 @@ fn spread(block: &[u8; 16]) -> V {
     reduce(shifted, carry)
 }
 
+/// A tree and not a chain, three steps deep: 1, 2 and 4 from 0, 3 and 5 from 1, 6 from 2, 7 from 3.
+const fn before(n: usize) -> usize {
+    n - (1 << n.ilog2())
+}
+
 #[inline]
 #[target_feature(enable = "aes,vaes,vpclmulqdq,avx2")]
-fn tweaks(first: V) -> ([V; VECTORS], V) {
-    let (mut all, mut next) = ([first; VECTORS], first);
-    for t in &mut all {
-        *t = next;
-        next = reduce(_mm256_slli_epi64::<2>(next), _mm256_srli_epi64::<62>(next));
+fn forward(n: usize, t: V) -> V {
+    match n {
+        1 => reduce(_mm256_slli_epi64::<2>(t), _mm256_srli_epi64::<62>(t)),
+        2 | 3 => reduce(_mm256_slli_epi64::<4>(t), _mm256_srli_epi64::<60>(t)),
+        4..8 => fold(_mm256_bslli_epi128::<1>(t), _mm256_bsrli_epi128::<15>(t)),
+        _ => fold(_mm256_bslli_epi128::<2>(t), _mm256_bsrli_epi128::<14>(t)),
     }
-    (all, next)
+}
+
+/// Whole bytes were shifted over all 128 bits: what left at the top comes back times the polynomial.
+#[inline]
+#[target_feature(enable = "aes,vaes,vpclmulqdq,avx2")]
+fn fold(shifted: V, left: V) -> V {
+    xor(shifted, _mm256_clmulepi64_epi128::<0x00>(left, _mm256_set1_epi64x(0x87)))
 }
 
 /// Puts the bits that left each 64-bit half back where they belong: those of the low half into the high

@@ -2,14 +2,14 @@
 
 use std::arch::x86_64::*;
 
-use super::kernel::kernel;
-use super::schedule::Schedules;
-use super::{Job, Place};
+use super::Job;
+use super::kernel::{kernel, unroll};
+use super::schedule::{RoundKeys, Schedules};
 use crate::xts::Direction;
 
 type V = __m512i;
 
-kernel!("aes,vaes,vpclmulqdq,avx512f,avx512bw", 4);
+kernel!("aes,vaes,vpclmulqdq,avx512f,avx512bw", 4, zmm_reg);
 
 #[inline]
 #[target_feature(enable = "aes,vaes,vpclmulqdq,avx512f,avx512bw")]
@@ -79,15 +79,22 @@ fn spread(block: &[u8; 16]) -> V {
     reduce(shifted, carry)
 }
 
-/// A tree and not a chain, three steps deep, and from the second one on in shifts of whole bytes, which
-/// leave the port alone that computes AES.
+/// A tree and not a chain, three steps deep: 1, 2 and 4 from 0, 3 and 5 from 1, 6 from 2, 7 from 3.
+const fn before(n: usize) -> usize {
+    n - (1 << n.ilog2())
+}
+
+/// From the second step on in shifts of whole bytes: where shifts by bits share a port with AES, these
+/// leave it alone.
 #[inline]
 #[target_feature(enable = "aes,vaes,vpclmulqdq,avx512f,avx512bw")]
-fn tweaks(t0: V) -> ([V; VECTORS], V) {
-    let t1 = reduce(_mm512_slli_epi64::<4>(t0), _mm512_srli_epi64::<60>(t0));
-    let (t2, t3) = (times_x8(t0), times_x8(t1));
-    let (t4, t5, t6, t7) = (times_x16(t0), times_x16(t1), times_x16(t2), times_x16(t3));
-    ([t0, t1, t2, t3, t4, t5, t6, t7], times_x32(t0))
+fn forward(n: usize, t: V) -> V {
+    match n {
+        1 => reduce(_mm512_slli_epi64::<4>(t), _mm512_srli_epi64::<60>(t)),
+        2 | 3 => fold(_mm512_bslli_epi128::<1>(t), _mm512_bsrli_epi128::<15>(t)),
+        4..8 => fold(_mm512_bslli_epi128::<2>(t), _mm512_bsrli_epi128::<14>(t)),
+        _ => fold(_mm512_bslli_epi128::<4>(t), _mm512_bsrli_epi128::<12>(t)),
+    }
 }
 
 /// Puts the bits that left each 64-bit half back where they belong: those of the low half into the high
@@ -97,24 +104,6 @@ fn tweaks(t0: V) -> ([V; VECTORS], V) {
 fn reduce(shifted: V, carry: V) -> V {
     let folded = _mm512_clmulepi64_epi128::<0x01>(carry, _mm512_set1_epi64(0x87));
     xor3(shifted, folded, _mm512_bslli_epi128::<8>(carry))
-}
-
-#[inline]
-#[target_feature(enable = "aes,vaes,vpclmulqdq,avx512f,avx512bw")]
-fn times_x8(t: V) -> V {
-    fold(_mm512_bslli_epi128::<1>(t), _mm512_bsrli_epi128::<15>(t))
-}
-
-#[inline]
-#[target_feature(enable = "aes,vaes,vpclmulqdq,avx512f,avx512bw")]
-fn times_x16(t: V) -> V {
-    fold(_mm512_bslli_epi128::<2>(t), _mm512_bsrli_epi128::<14>(t))
-}
-
-#[inline]
-#[target_feature(enable = "aes,vaes,vpclmulqdq,avx512f,avx512bw")]
-fn times_x32(t: V) -> V {
-    fold(_mm512_bslli_epi128::<4>(t), _mm512_bsrli_epi128::<12>(t))
 }
 
 /// Whole bytes were shifted over all 128 bits: what left at the top comes back times the polynomial.

@@ -120,7 +120,11 @@ fn cbc_as_the_kernel_writes_it() {
     for &(spec, sector, n, iv, first, last, sum) in VECTORS {
         let xts = cipher(spec, sector, &vk1()[..32]);
         let plain = pattern(0, usize::try_from(sector).unwrap());
-        assert_eq!(to_hex(&xts.units(n, plain.len()).next().unwrap()), iv, "{spec} {n}");
+        assert_eq!(
+            to_hex(&xts.units(n, plain.len()).next().unwrap().to_le_bytes()),
+            iv,
+            "{spec} {n}"
+        );
         let mut data = plain.clone();
         xts.encrypt(n, &mut data);
         assert_eq!(to_hex(&data[..16]), first, "{spec} {n}");
@@ -141,9 +145,9 @@ fn the_general_xts_is_the_xts_of_the_aes_engines() {
         let general = Old::new(&spec, &Key::copy_from(key)).unwrap();
         let (mut a, mut b) = (pattern(0, 512), pattern(0, 512));
         engine.encrypt(77, &mut a);
-        general.sector(Direction::Encrypt, IvMode::Plain64.block(77, 512), &mut b);
+        general.sector(Direction::Encrypt, 77u128.to_le_bytes(), &mut b);
         assert_eq!(a, b);
-        general.sector(Direction::Decrypt, IvMode::Plain64.block(77, 512), &mut b);
+        general.sector(Direction::Decrypt, 77u128.to_le_bytes(), &mut b);
         assert_eq!(b, pattern(0, 512));
     }
 }
