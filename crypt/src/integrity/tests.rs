@@ -16,6 +16,7 @@ use varve_block::{
 mod crash;
 mod hashed;
 mod hashed_crash;
+mod life;
 mod model;
 mod scenarios;
 

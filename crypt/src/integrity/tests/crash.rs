@@ -1,6 +1,7 @@
 //! Power cuts at every write. With a journal each sector is old or new and its tag verifies; what was
 //! flushed is there.
 
+use super::life::Life;
 use super::model::*;
 use super::*;
 use crate::integrity::device::{Barrier, LEFT_OUT};
@@ -37,59 +38,26 @@ async fn life(
     let s = open(rt, disk.clone(), shape, Journaling::Journal).await.unwrap();
     let len = usize::try_from(shape.2).unwrap();
     check(&s, model, len, &what).await;
-    let s = Rc::new(s);
+    let mut life = Life { rt, s: Rc::new(s), unit: len, model, version, chance };
     for _ in 0..chance.below(30) {
-        let block = chance.index(model.0.len() - 4);
+        let block = chance.index(life.model.0.len() - 4);
         match chance.below(12) {
-            0 => {
-                s.flush().await.unwrap();
-                model.flush();
-            }
-            1 => {
-                *version += 1;
-                let buf = BufPool::new(0).take_copy(&bytes(block, *version, len)).await;
-                let at = Sector(block as u64 * shape.2 / 512);
-                s.write(at, Data::Owned(buf), Durability::Fua).await.unwrap();
-                model.write(block, *version);
-                model.settle(block);
-            }
+            0 => life.flush().await,
+            1 => life.write_through(block).await,
             2 => {
-                s.close().await.unwrap();
-                model.flush();
+                life.s.close().await.unwrap();
+                life.model.flush();
             }
-            3 => {
-                // A read, and a flush under way, while others write.
-                let other = Rc::clone(&s);
-                drop(rt.spawn(async move { drop(other.flush().await) }));
-                let sectors = shape.2 / 512;
-                drop(try_read(&*s, block as u64 * sectors, sectors).await.unwrap());
-            }
+            3 => life.read_beside_a_flush(block).await,
             _ => {
-                let n = 1 + chance.index(4);
-                let mut all = Vec::new();
-                for block in block..block + n {
-                    *version += 1;
-                    all.extend(bytes(block, *version, len));
-                    model.write(block, *version);
-                }
-                let buf = BufPool::new(0).take_copy(&all).await;
-                let at = Sector(block as u64 * shape.2 / 512);
-                let write = s.write(at, Data::Owned(buf), Durability::Cached);
-                if chance.chance(1, 8) {
-                    let after = rt.sleep(moment(chance));
-                    let cut = varve_block::sync::select(write, after).await;
-                    if matches!(cut, varve_block::sync::Either::Right(())) {
-                        return disk.cut(chance);
-                    }
-                } else {
-                    write.await.unwrap();
+                if !life.write_some(block, 8).await {
+                    return disk.cut(chance);
                 }
             }
         }
     }
     if chance.chance(1, 2) {
-        let other = Rc::clone(&s);
-        drop(rt.spawn(async move { drop(other.flush().await) }));
+        drop(rt.spawn(async move { drop(life.s.flush().await) }));
         rt.sleep(moment(chance)).await;
     }
     disk.cut(chance)

@@ -2,6 +2,7 @@
 //! sector is old or new, what was flushed is there, and no tag is wrong.
 
 use super::hashed::{all_fits, format, open_hashed, options, shape};
+use super::life::Life;
 use super::model::*;
 use super::*;
 use crate::integrity::device::{Barrier, LEFT_OUT};
@@ -76,19 +77,6 @@ async fn no_tag_is_wrong<D: BlockDevice>(s: &Hashed<D>, what: &str) {
     assert!(found.bad.is_empty(), "{what}: {:?}", found.bad);
 }
 
-async fn write_block(
-    s: &Hashed<SimDisk>,
-    world: World,
-    block: usize,
-    version: u64,
-    how: Durability,
-) {
-    let len = usize::try_from(world.sector).unwrap();
-    let buf = BufPool::new(0).take_copy(&bytes(block, version, len)).await;
-    let at = Sector(block as u64 * world.sector / 512);
-    s.write(at, Data::Owned(buf), how).await.unwrap();
-}
-
 /// The last thing in a life before its cut: closed, being closed, left alone for a while, or nothing.
 async fn end(rt: &Rt, s: Rc<Hashed<SimDisk>>, model: &mut Model, chance: &Prng) {
     match chance.below(4) {
@@ -133,54 +121,23 @@ async fn life(
     let s = Rc::new(take_up(rt, world, mode, disk.clone()).await);
     check(&*s, model, len, &what).await;
     no_tag_is_wrong(&s, &what).await;
+    let mut life = Life { rt, s, unit: len, model, version, chance };
     for _ in 0..chance.below(30) {
         let block = chance.index(BLOCKS - 4);
         match chance.below(14) {
-            0 => {
-                s.flush().await.unwrap();
-                model.flush();
-            }
-            1 => {
-                *version += 1;
-                write_block(&s, world, block, *version, Durability::Fua).await;
-                model.write(block, *version);
-                model.settle(block);
-            }
-            2 => {
-                let other = Rc::clone(&s);
-                drop(rt.spawn(async move { drop(other.flush().await) }));
-                drop(
-                    try_read(&*s, block as u64 * world.sector / 512, world.sector / 512)
-                        .await
-                        .unwrap(),
-                );
-            }
+            0 => life.flush().await,
+            1 => life.write_through(block).await,
+            2 => life.read_beside_a_flush(block).await,
             // Long enough for bits to be cleared and tags to be computed, or not.
             3 | 4 => rt.sleep(any_moment(chance)).await,
             _ => {
-                let n = 1 + chance.index(4);
-                let mut all = Vec::new();
-                for block in block..block + n {
-                    *version += 1;
-                    all.extend(bytes(block, *version, len));
-                    model.write(block, *version);
-                }
-                let buf = BufPool::new(0).take_copy(&all).await;
-                let at = Sector(block as u64 * world.sector / 512);
-                let write = s.write(at, Data::Owned(buf), Durability::Cached);
-                if chance.chance(1, 6) {
-                    let after = rt.sleep(moment(chance));
-                    let cut = varve_block::sync::select(write, after).await;
-                    if matches!(cut, varve_block::sync::Either::Right(())) {
-                        return disk.cut(chance);
-                    }
-                } else {
-                    write.await.unwrap();
+                if !life.write_some(block, 6).await {
+                    return disk.cut(chance);
                 }
             }
         }
     }
-    end(rt, s, model, chance).await;
+    end(rt, life.s, life.model, chance).await;
     disk.cut(chance)
 }
 
