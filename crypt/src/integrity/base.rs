@@ -4,7 +4,8 @@ use std::rc::Rc;
 
 use varve_block::sync::RangeLock;
 use varve_block::{
-    BlockDevice, BufPool, Data, DevId, Durability, Extent, Geometry, IoBuf, IoView, Sector, Sectors,
+    BlockDevice, BufPool, Data, DevId, Durability, Error as BlockError, ErrorKind, Extent,
+    Geometry, IoBuf, IoView, Op, Sector, Sectors, Zero,
 };
 
 use super::Layout;
@@ -152,4 +153,24 @@ pub(super) fn geometry(
         cheap_fua: false,
         ..below.clone()
     })
+}
+
+/// Zeroes are data like any other: they need their tags. `write` writes a piece of them, whose place and
+/// length are in order.
+pub(super) async fn write_zeroes(
+    geometry: &Geometry,
+    pool: &BufPool,
+    range: Extent,
+    how: Zero,
+    write: impl AsyncFn(Extent, IoBuf) -> Io<()>,
+) -> Io<()> {
+    geometry.admit(Op::WriteZeroes, range)?;
+    if how.only_if_fast {
+        let kind = ErrorKind::Unsupported;
+        return Err(BlockError::new(kind, Op::WriteZeroes, range, &geometry.dev));
+    }
+    for piece in range.pieces(geometry.max_request) {
+        write(piece, pool.take_zeroed(piece.len).await).await?;
+    }
+    Ok(())
 }

@@ -15,7 +15,7 @@ use varve_block::{
 };
 
 use super::Layout;
-use super::base::{Io, geometry};
+use super::base::{Io, geometry, write_zeroes};
 use super::bitmap::CLEAN_AFTER;
 use super::device::{Found, Integrity, Journaling};
 use super::hash::{HashSpec, Tagger};
@@ -421,18 +421,14 @@ impl<D: BlockDevice> BlockDevice for Hashed<D> {
 
     /// A discarded block would have no tag that fits it.
     async fn discard(&self, range: Extent) -> Io<()> {
+        self.geometry.admit(Op::Discard, range)?;
         Err(self.error(ErrorKind::Unsupported, Op::Discard, range))
     }
 
     async fn write_zeroes(&self, range: Extent, how: Zero) -> Io<()> {
-        self.geometry.admit(Op::WriteZeroes, range)?;
-        if how.only_if_fast {
-            return Err(self.error(ErrorKind::Unsupported, Op::WriteZeroes, range));
-        }
-        for piece in range.pieces(self.geometry.max_request) {
-            let zeroes = self.pool.take_zeroed(piece.len).await;
-            self.write_tagged(piece, zeroes.freeze(), how.durability).await?;
-        }
-        Ok(())
+        let write = async |piece, zeroes: IoBuf| {
+            self.write_tagged(piece, zeroes.freeze(), how.durability).await
+        };
+        write_zeroes(&self.geometry, &self.pool, range, how, write).await
     }
 }

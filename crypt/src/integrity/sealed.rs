@@ -15,7 +15,7 @@ use varve_block::{
 };
 
 use super::aead::Aead;
-use super::base::{Base, Io, geometry};
+use super::base::{Base, Io, geometry, write_zeroes};
 use super::device::{Found, Integrity, Journaling};
 use super::replay::Replayed;
 use super::{Layout, read_superblock};
@@ -215,14 +215,7 @@ impl<D: BlockDevice> BlockDevice for Sealed<D> {
     }
 
     async fn write_zeroes(&self, range: Extent, how: Zero) -> Io<()> {
-        self.geometry.admit(Op::WriteZeroes, range)?;
-        if how.only_if_fast {
-            return Err(self.error(ErrorKind::Unsupported, Op::WriteZeroes, range));
-        }
-        for piece in range.pieces(self.geometry.max_request) {
-            let zeroes = self.pool.take_zeroed(piece.len).await;
-            self.seal(piece, zeroes, how.durability).await?;
-        }
-        Ok(())
+        let write = async |piece, zeroes| self.seal(piece, zeroes, how.durability).await.map(drop);
+        write_zeroes(&self.geometry, &self.pool, range, how, write).await
     }
 }

@@ -335,6 +335,27 @@ fn recovery_reads_what_lies_there_and_writes_nothing() {
     });
 }
 
+/// A discard is looked at like any other request before it is refused for what it is.
+#[test]
+fn what_the_device_cannot_do_is_refused_and_named() {
+    Sim::new(29).run(|rt| async move {
+        let disk = volume_on(&rt, Sectors(4096), &shape("crc32c", 4096, FirstTags::Wipe)).await;
+        let s =
+            open_hashed(&rt, disk.clone(), &options("crc32c", Journaling::Journal)).await.unwrap();
+        let end = Sector(s.geometry().len.0);
+        let discard =
+            async |at, len| s.discard(Extent::new(at, Sectors(len))).await.unwrap_err().kind;
+        assert_eq!(discard(Sector(0), 8).await, ErrorKind::Unsupported);
+        assert_eq!(discard(Sector(1), 8).await, ErrorKind::Misaligned);
+        assert_eq!(discard(end, 8).await, ErrorKind::OutOfRange);
+        let fast = Zero { only_if_fast: true, ..Zero::default() };
+        let e = s.write_zeroes(Extent::new(Sector(0), Sectors(8)), fast).await.unwrap_err();
+        assert_eq!((e.kind, e.op), (ErrorKind::Unsupported, Op::WriteZeroes));
+        let e = s.write_zeroes(Extent::new(end, Sectors(8)), Zero::default()).await.unwrap_err();
+        assert_eq!((e.kind, e.op), (ErrorKind::OutOfRange, Op::WriteZeroes));
+    });
+}
+
 /// A sector that the disk cannot read ends no recalculation, and stays an error.
 #[test]
 fn a_recalculation_goes_round_what_cannot_be_read() {
