@@ -20,6 +20,7 @@ mod bits;
 mod device;
 mod hash;
 mod hashed;
+mod hooks;
 mod info;
 mod journal;
 mod layout;

@@ -2,6 +2,7 @@
 
 pub(crate) mod images;
 pub(crate) mod recorder;
+pub(crate) mod story;
 
 use crate::hash::Hash;
 

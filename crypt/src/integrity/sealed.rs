@@ -17,6 +17,7 @@ use varve_block::{
 use super::aead::Aead;
 use super::base::{Base, Io, geometry, write_zeroes};
 use super::device::{Found, Integrity, Journaling};
+use super::hooks::Hooks;
 use super::replay::Replayed;
 use super::{Layout, read_superblock};
 use crate::device::VolumeHandle;
@@ -45,6 +46,7 @@ pub struct Sealed<D> {
     pool: BufPool,
     geometry: Geometry,
     replayed: Replayed,
+    hooks: Hooks,
 }
 
 impl<D: BlockDevice> Sealed<D> {
@@ -93,7 +95,16 @@ impl<D: BlockDevice> Sealed<D> {
                 "integrity journal replayed"
             );
         }
-        Ok(Sealed { rt: rt.clone(), integrity, volume, pool, geometry, replayed })
+        let (rt, hooks) = (rt.clone(), Hooks::none());
+        Ok(Sealed { rt, integrity, volume, pool, geometry, replayed, hooks })
+    }
+
+    /// A layer with a known defect, for tests that must catch it.
+    #[cfg(test)]
+    #[must_use]
+    pub(super) fn with_mutation(mut self, mutation: super::hooks::Mutation) -> Sealed<D> {
+        self.hooks = Hooks::with(mutation);
+        self
     }
 
     /// The volume, to be shared or replaced.
@@ -134,11 +145,24 @@ impl<D: BlockDevice> Sealed<D> {
 
     async fn seal(&self, range: Extent, mut buf: IoBuf, how: Durability) -> Io<Data> {
         let (volume, aead) = self.unlocked(Op::Write, range)?;
-        let (unit, tag) = (self.unit(), aead.tuple_len());
-        let mut tuples = vec![0; buf.len() / unit * tag];
+        let mut tuples = vec![0; buf.len() / self.unit() * aead.tuple_len()];
         aead.draw_ivs(&mut tuples)
             .map_err(|e| self.error(ErrorKind::Io, Op::Write, range).with(e))?;
-        let mut n = range.start.0;
+        self.seal_each(&aead, range.start, &mut buf, &mut tuples).await;
+        if self.hooks.taken_again(&self.rt, &mut buf).await {
+            self.seal_each(&aead, range.start, &mut buf, &mut tuples.clone()).await;
+        }
+        // The key may be wiped from here on.
+        drop((volume, aead));
+        let view = buf.freeze();
+        self.integrity.write(range.start, view.clone(), &tuples, how).await?;
+        Ok(Data::Shared(view))
+    }
+
+    /// Encrypts each sector of a buffer, and makes its tag.
+    async fn seal_each(&self, aead: &Aead, at: Sector, buf: &mut IoBuf, tuples: &mut [u8]) {
+        let (unit, tag) = (self.unit(), aead.tuple_len());
+        let mut n = at.0;
         let per_turn = TURN_BYTES / unit;
         let turns = buf.chunks_mut(per_turn * unit).zip(tuples.chunks_mut(per_turn * tag));
         for (i, (data, tuples)) in turns.enumerate() {
@@ -150,11 +174,6 @@ impl<D: BlockDevice> Sealed<D> {
                 n += self.integrity.base.layout.block.0;
             }
         }
-        // The key may be wiped from here on.
-        drop((volume, aead));
-        let view = buf.freeze();
-        self.integrity.write(range.start, view.clone(), &tuples, how).await?;
-        Ok(Data::Shared(view))
     }
 }
 
@@ -167,6 +186,7 @@ impl<D: BlockDevice> BlockDevice for Sealed<D> {
         let range = Extent::new(at, buf.sectors());
         self.geometry.admit(Op::Read, range)?;
         let Found { data: mut buf, tags: tuples, .. } = self.integrity.read(at, buf).await?;
+        self.hooks.arrived(&self.rt, &mut buf).await;
         let (_volume, aead) = self.unlocked(Op::Read, range)?;
         let (unit, tag) = (self.unit(), aead.tuple_len());
         let mut n = at;

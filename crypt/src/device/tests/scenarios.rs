@@ -1,31 +1,11 @@
-//! The corruption stories of encryption layers: each is run with the defect, which must be caught,
-//! and without it, which must pass, over the same seeds.
+//! The corruption stories of encryption layers.
 
 use super::*;
+use crate::testing::story::{SEEDS, proven};
 use std::cell::RefCell;
 use std::time::Duration;
 
-/// What a run says: fine, or what went wrong where.
-type Verdict = Result<(), String>;
-
-const SEEDS: std::ops::Range<u64> = 0..40;
 const UNIT: u64 = 8;
-
-/// The clean layer passes every seed; the mutated one fails some.
-#[track_caller]
-fn proven(
-    story: &str,
-    run: impl Fn(u64, Option<Mutation>) -> Verdict,
-    mutation: impl Fn() -> Mutation,
-) {
-    for seed in SEEDS {
-        if let Err(e) = run(seed, None) {
-            panic!("{story}, seed {seed}: {e}");
-        }
-    }
-    let caught = SEEDS.filter(|&seed| run(seed, Some(mutation())).is_err()).count();
-    assert!(caught > 0, "{story}: the defect went unnoticed over {} seeds", SEEDS.end);
-}
 
 fn disk(rt: &Rt, image: Image, plan: Plan) -> SimDisk {
     let geometry = Geometry { block: image.unit(), ..Geometry::new(DevId::new("disk"), DISK) };

@@ -1,6 +1,10 @@
 //! The scenarios of authenticated sectors: C05, C06, C13, C14.
 
 use super::*;
+use crate::integrity::hooks::{Memory, Mutation};
+use crate::testing::story::proven;
+use std::cell::RefCell;
+use std::time::Duration;
 use varve_block::sync::join;
 
 /// Byte of the data of a sector, of its tag, and of its stored IV, on the device.
@@ -150,60 +154,127 @@ fn c05_positions_and_tuples_survive_a_dry_pool_and_any_cut() {
     }
 }
 
-/// C06: a client cannot change what is being written. What it shares is frozen, and what is sealed is this
-/// layer's copy; so both mirrors hold the same ciphertext, each with the tag of it.
-#[test]
-fn c06_shared_bytes_are_sealed_from_a_copy_and_both_mirrors_agree() {
-    Sim::new(60).run(|rt| async move {
-        let shape = SHAPES[0];
-        let (a, b) =
-            (made(&rt, shape, Sectors(4096), 2).await, made(&rt, shape, Sectors(4096), 2).await);
-        let one = open(&rt, a.clone(), shape, Journaling::Journal).await.unwrap();
-        let two = open(&rt, b.clone(), shape, Journaling::Journal).await.unwrap();
-        let view = BufPool::new(1 << 20).take_copy(&pattern(4, 65536)).await.freeze();
-        // Sealing takes turns; the other mirror's runs between them.
-        let send = async |s: &Sealed<Mem>| {
-            let shared = Data::Shared(view.clone());
-            s.write(Sector(8), shared, Durability::Fua).await.map(drop)
-        };
-        let (x, y) = join(send(&one), send(&two)).await;
-        x.unwrap();
-        y.unwrap();
-        assert_eq!(view[..], pattern(4, 65536), "not encrypted where the client reads");
-        one.close().await.unwrap();
-        two.close().await.unwrap();
-        let l = Layout::new(&superblock(shape, Sectors(4096), 2), START, Sectors(4096)).unwrap();
-        // As far as the first area goes.
-        let (at, len) = (l.data(Sector(8)).byte(), 120 * 512);
-        let (mut left, mut right) = (vec![0; len], vec![0; len]);
-        a.peek(at, &mut left);
-        b.peek(at, &mut right);
-        assert!(left == right);
-        assert!(left != pattern(4, len));
-        assert_eq!(read(&one, 8, 128).await, pattern(4, 65536));
-        assert_eq!(read(&two, 8, 128).await, pattern(4, 65536));
-    });
+/// More than is sealed or opened in one turn.
+const SHARED: usize = 128 << 10;
+
+/// A client that changes a byte of its memory now and then, until it is cancelled.
+fn scribble(rt: &Rt, memory: &Memory) -> varve_block::Task<()> {
+    let (rt, memory) = (rt.clone(), Rc::clone(memory));
+    rt.clone().spawn(async move {
+        loop {
+            match rt.prng().chance(1, 4) {
+                true => rt.sleep(Duration::from_nanos(rt.prng().below(10_000))).await,
+                false => rt.yield_now().await,
+            }
+            let at = rt.prng().index(memory.borrow().len());
+            memory.borrow_mut()[at] ^= 0x20;
+        }
+    })
 }
 
-/// C13: nobody can write into the buffer of a read: it is owned by the request until it is checked. What a
-/// caller does to the bytes it was given changes nothing for the next reader, and counts as no damage.
+fn with(s: Sealed<Mem>, mutation: Option<Mutation>) -> Sealed<Mem> {
+    match mutation {
+        Some(m) => s.with_mutation(m),
+        None => s,
+    }
+}
+
+/// A volume that was made once, for many worlds.
+fn image(shape: Shape) -> Vec<u8> {
+    Sim::new(60).run(move |rt| async move { made(&rt, shape, Sectors(4096), 2).await.to_vec() })
+}
+
+fn disk_of(image: &[u8]) -> Mem {
+    let disk = Mem::new(Sectors(4096));
+    disk.poke(0, image);
+    disk
+}
+
+/// C06: a client changes its memory while it is written. What is shared is frozen, and what is sealed is this
+/// layer's one copy; so both mirrors hold the same ciphertext, each with the tag of it.
+#[test]
+fn c06_shared_bytes_are_sealed_from_a_copy_and_both_mirrors_agree() {
+    let shape = SHAPES[0];
+    let image = image(shape);
+    let run = |seed, mutation: Option<Mutation>| {
+        let (a, b) = (disk_of(&image), disk_of(&image));
+        let memory: Memory = Rc::new(RefCell::new(pattern(4, SHARED)));
+        let mutation = mutation.map(|_| Mutation::SealAndStoreTwoCopies(Rc::clone(&memory)));
+        Sim::new(seed).run(move |rt| async move {
+            let one = open(&rt, a.clone(), shape, Journaling::Journal).await.unwrap();
+            let two = open(&rt, b.clone(), shape, Journaling::Journal).await.unwrap();
+            let (one, two) = (with(one, mutation.clone()), with(two, mutation));
+            let client = scribble(&rt, &memory);
+            let clear = memory.borrow().clone();
+            let view = BufPool::new(1 << 20).take_copy(&clear).await.freeze();
+            // Sealing takes turns; the other mirror's runs between them.
+            let send = async |s: &Sealed<Mem>| {
+                let shared = Data::Shared(view.clone());
+                s.write(Sector(8), shared, Durability::Fua).await.map(drop)
+            };
+            let (x, y) = join(send(&one), send(&two)).await;
+            x.unwrap();
+            y.unwrap();
+            client.cancel().await;
+            assert!(view[..] == clear, "not encrypted where the client reads");
+            one.close().await.unwrap();
+            two.close().await.unwrap();
+            let l = Layout::new(&superblock(shape, Sectors(4096), 2), START, Sectors(4096));
+            // As far as the first area goes.
+            let (at, len) = (l.unwrap().data(Sector(8)).byte(), 120 * 512);
+            let (mut left, mut right) = (vec![0; len], vec![0; len]);
+            a.peek(at, &mut left);
+            b.peek(at, &mut right);
+            assert!(left != clear[..len]);
+            if left != right {
+                return Err("the mirrors differ".into());
+            }
+            for s in [&one, &two] {
+                match try_read(s, 8, 256).await {
+                    Ok(found) if found == clear => {}
+                    Ok(_) => return Err("neither what was sent nor an error".into()),
+                    Err(e) => return Err(varve_block::chain(&e)),
+                }
+            }
+            Ok(())
+        })
+    };
+    proven("C06", run, || Mutation::SealAndStoreTwoCopies(Memory::default()));
+}
+
+/// C13: a client writes to the memory that it wants the answer in. The buffer of a read is the request's
+/// until it is checked. What a caller does to the bytes it was given changes nothing for the next reader,
+/// and counts as no damage.
 #[test]
 fn c13_a_scribbling_reader_is_no_damage() {
-    Sim::new(61).run(|rt| async move {
-        let shape = SHAPES[4];
-        let disk = made(&rt, shape, Sectors(4096), 2).await;
-        let s = open(&rt, disk, shape, Journaling::Journal).await.unwrap();
-        write(&s, 8, &pattern(4, 65536)).await;
-        for flushed in [false, true] {
-            if flushed {
-                s.close().await.unwrap();
+    let shape = SHAPES[4];
+    let image = image(shape);
+    let run = |seed, mutation: Option<Mutation>| {
+        let (disk, memory) = (disk_of(&image), Memory::default());
+        memory.borrow_mut().resize(SHARED, 0);
+        let mutation = mutation.map(|_| Mutation::OpenInTheClientsMemory(Rc::clone(&memory)));
+        Sim::new(seed).run(move |rt| async move {
+            let s = open(&rt, disk, shape, Journaling::Journal).await.unwrap();
+            let s = with(s, mutation);
+            write(&s, 8, &pattern(4, SHARED)).await;
+            let client = scribble(&rt, &memory);
+            for flushed in [false, true] {
+                if flushed {
+                    s.close().await.unwrap();
+                }
+                let mut buf = BufPool::new(1 << 20).take(Sectors(256)).await;
+                for _ in 0..2 {
+                    let got = s.read(Sector(8), buf).await;
+                    buf = got.map_err(|e| varve_block::chain(&e))?;
+                    if buf[..] != pattern(4, SHARED) {
+                        return Err("bytes that nobody wrote".into());
+                    }
+                    buf.fill(0xff);
+                }
             }
-            let pool = BufPool::new(1 << 20);
-            let buf = pool.take(Sectors(128)).await;
-            let mut got = s.read(Sector(8), buf).await.unwrap();
-            got.fill(0xff);
-            let again = s.read(Sector(8), got).await.unwrap();
-            assert_eq!(again[..], pattern(4, 65536));
-        }
-    });
+            client.cancel().await;
+            Ok(())
+        })
+    };
+    proven("C13", run, || Mutation::OpenInTheClientsMemory(Memory::default()));
 }
