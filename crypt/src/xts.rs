@@ -348,15 +348,11 @@ impl Expanded {
         let soft = || Expanded::Soft(Soft::new(key).expect("the length was checked"));
         let fast = key.len() == 64 && !weak;
         match engine {
-            Engine::Auto => {
-                // Without 512-bit vectors the library is the faster one, for the keys that it takes.
-                let own = Isa::best().filter(|isa| *isa == Isa::Vaes512 || !fast);
-                match own.and_then(|isa| Fused::new(key, isa)) {
-                    Some(fused) => Ok(Expanded::Fused(fused)),
-                    None if fast => Ok(Expanded::AwsLc(AwsLc::new(key)?)),
-                    None => Ok(soft()),
-                }
-            }
+            Engine::Auto => match Isa::best().and_then(|isa| Fused::new(key, isa)) {
+                Some(fused) => Ok(Expanded::Fused(fused)),
+                None if fast => Ok(Expanded::AwsLc(AwsLc::new(key)?)),
+                None => Ok(soft()),
+            },
             Engine::Vaes512 | Engine::Vaes256 | Engine::AesNi => {
                 match engine.isa().and_then(|isa| Fused::new(key, isa)) {
                     Some(fused) => Ok(Expanded::Fused(fused)),
