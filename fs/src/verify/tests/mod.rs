@@ -104,3 +104,18 @@ fn inline(data: &[u8]) -> Vec<u8> {
     }
     .encode()
 }
+
+/// A run of a device that a chunk has.
+fn dev_extent() -> DevExtent {
+    DevExtent {
+        chunk_tree: 3,
+        chunk_objectid: 256,
+        chunk_offset: Logical(1 << 20),
+        length: 8192,
+        chunk_tree_uuid: Uuid::nil(),
+    }
+}
+
+fn dev_extent_at(offset: u64, extent: DevExtent) -> NewItem {
+    item(1, T::DEV_EXTENT, offset, extent.encode())
+}

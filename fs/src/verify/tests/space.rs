@@ -156,14 +156,8 @@ pub(super) fn devices_and_their_extents() {
         &one(1, 1, DevItem { bytes_used: 101, ..device }),
         "invalid bytes used: have 101 expect [0, 100]",
     );
-    let extent = DevExtent {
-        chunk_tree: 3,
-        chunk_objectid: 256,
-        chunk_offset: Logical(1 << 20),
-        length: 8192,
-        chunk_tree_uuid: Uuid::nil(),
-    };
-    let at = |offset, e: DevExtent| item(1, T::DEV_EXTENT, offset, e.encode());
+    let extent = dev_extent();
+    let at = dev_extent_at;
     fine(4, &[at(4096, extent), at(12288, extent)]);
     broken(
         89,

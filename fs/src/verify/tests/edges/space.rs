@@ -116,14 +116,8 @@ fn devices(edges: &mut Edges) {
     edges.data(86, 3, key, &[data[..98].to_vec()], &[data[..97].to_vec(), data]);
     edges.items(87, 3, |devid| of(1, devid, good), &[1], &[0, 2]);
     edges.items(88, 3, |n| of(1, 1, DevItem { bytes_used: n, ..good }), &[0, 100], &[101]);
-    let good = DevExtent {
-        chunk_tree: 3,
-        chunk_objectid: 256,
-        chunk_offset: Logical(1 << 20),
-        length: 8192,
-        chunk_tree_uuid: Uuid::nil(),
-    };
-    let at = |offset, e: DevExtent| item(1, T::DEV_EXTENT, offset, e.encode());
+    let good = dev_extent();
+    let at = dev_extent_at;
     edges.items(89, 4, |n| vec![at(0, DevExtent { chunk_tree: n, ..good })], &[3], &[2, 4]);
     let key = Key::new(1, T::DEV_EXTENT, 0);
     let data = [good.encode().as_ref(), &[0]].concat();
