@@ -29,7 +29,7 @@
 //! # What is an error
 //!
 //! What `btrfs check` counts as one, in either of its modes; file data is read only when asked for. Quota
-//! groups are passed over while they are known to be inconsistent, being rescanned, or simple.
+//! groups are passed over while they are known to be inconsistent or being rescanned.
 //! Half-deleted snapshots, relocation trees, orphans, missing data of metadata dumps and a quota rescan under way are none. What is odd but
 //! harms nobody is a warning, and does not change the verdict.
 

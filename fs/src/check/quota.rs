@@ -1,12 +1,14 @@
-//! Quota groups: what each says it holds against what its subvolumes reach (format: btrfs 17).
+//! Quota groups: what each says it holds against what its subvolumes reach, or with simple quotas own
+//! (format: btrfs 17).
 //!
 //! From the roots down, level by level, each block takes over the set of subvolumes that reach its
 //! parents; sets are few, so a block or extent is one number. Every block is read once, however many
 //! snapshots share it.
 
 mod sets;
+mod simple;
 
-use super::finding::Code;
+use super::finding::{Code, Severity};
 use super::roots::Roots;
 use super::run::{Job, Run};
 use super::walk::{Step, Walk};
@@ -17,6 +19,7 @@ use crate::tree::node::TreeBlock;
 use crate::units::Logical;
 use crate::verify::Expect;
 use sets::{SetId, Sets};
+use simple::Owned;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use varve_block::BlockDevice;
 
@@ -41,6 +44,8 @@ struct Bytes {
 #[derive(Default)]
 struct Quota {
     flags: Option<u64>,
+    /// Transaction that turned simple quotas on.
+    since: Option<u64>,
     groups: BTreeMap<u64, Bytes>,
     /// By member.
     parents: BTreeMap<u64, BTreeSet<u64>>,
@@ -51,33 +56,69 @@ struct Quota {
 pub(super) async fn check<D: BlockDevice>(run: &Run<'_, '_, D>, roots: &Roots) {
     let Some(quota) = read(run, roots).await else { return };
     let flags = quota.flags.unwrap_or(0);
-    if flags & ON == 0 || flags & (RESCAN | INCONSISTENT | SIMPLE) != 0 {
+    if flags & ON == 0 || flags & (RESCAN | INCONSISTENT) != 0 {
         return;
     }
     relations(run, &quota);
+    let (found, severity) = match flags & SIMPLE {
+        0 => (shared(run, roots, &quota).await, Code::Quota.severity()),
+        _ => {
+            let Some(since) = quota.since else {
+                let text = "simple quotas do not say since when they count";
+                run.findings.add(Code::Quota, place(), text);
+                return;
+            };
+            let owned = Owned::count(run, roots, since).await;
+            let unsure = owned.as_ref().is_some_and(|owned| owned.unsure);
+            let severity = if unsure { Severity::Warning } else { Code::Quota.severity() };
+            (owned.map(|owned| owned.groups(&quota)), severity)
+        }
+    };
+    match found {
+        Some(found) => compare(run, &quota, &found, severity),
+        None => {
+            let text = "quota groups were not compared: some of the trees that they count are lost";
+            run.findings.warn(Code::Quota, place(), text);
+        }
+    }
+}
+
+/// Full quotas: who reaches what. `None` when something is lost.
+async fn shared<D: BlockDevice>(
+    run: &Run<'_, '_, D>,
+    roots: &Roots,
+    quota: &Quota,
+) -> Option<BTreeMap<u64, Bytes>> {
     let jobs: Vec<Job> =
         roots.file_jobs().into_iter().filter(|job| objectid::is_file_tree(job.tree.id)).collect();
     let mut count = Count { run, jobs, sets: Sets::default(), bytes: BTreeMap::new(), lost: false };
     count.all().await;
-    if count.lost {
-        let text = "quota groups were not compared: some of the trees that they count are lost";
-        run.findings.warn(Code::Quota, place(), text);
-        return;
-    }
-    let found = count.groups(&quota);
+    (!count.lost).then(|| count.groups(quota))
+}
+
+fn compare<D: BlockDevice>(
+    run: &Run<'_, '_, D>,
+    quota: &Quota,
+    found: &BTreeMap<u64, Bytes>,
+    severity: Severity,
+) {
     for (id, disk) in &quota.groups {
         let ours = found.get(id).copied().unwrap_or_default();
         if ours != *disk {
+            let note = match severity {
+                Severity::Error => "",
+                Severity::Warning => "; a balance has left blocks that do not say whose they are",
+            };
             let text = format!(
                 "Counts for qgroup id: {} are different: referenced {} on disk, {} found, exclusive \
-                 {} on disk, {} found",
+                 {} on disk, {} found{note}",
                 name(*id),
                 disk.referenced,
                 ours.referenced,
                 disk.exclusive,
                 ours.exclusive
             );
-            run.findings.add(Code::Quota, place(), text);
+            run.findings.push(Code::Quota, severity, None, place(), text);
         }
     }
 }
@@ -106,6 +147,7 @@ async fn read<D: BlockDevice>(run: &Run<'_, '_, D>, roots: &Roots) -> Option<Quo
             let sound = match key.kind {
                 ItemType::QGROUP_STATUS => {
                     quota.flags = word(data, 2);
+                    quota.since = word(data, 4);
                     quota.flags.is_some()
                 }
                 ItemType::QGROUP_INFO => match (word(data, 1), word(data, 3)) {

@@ -11,6 +11,8 @@ use varve_fs::format::key::{ItemType, Key};
 const GOLDEN: &[u8] =
     include_bytes!("../../../tests/images/010-kernel-btrfs-one-of-everything/image.zst");
 const GOLDEN_SIZE: u64 = 112 << 20;
+const SQUOTA: &[u8] = include_bytes!("../../../tests/images/080-newer-features/squota.img.zst");
+const SQUOTA_SIZE: u64 = 120 << 20;
 const PIECE: usize = 65536;
 const SUPER: u64 = 65536;
 /// Of a tree block's header, and of a superblock.
@@ -47,19 +49,25 @@ impl Disk {
     /// A disk that the kernel wrote, with one of everything.
     pub(crate) fn golden() -> Disk {
         static DISK: OnceLock<Disk> = OnceLock::new();
-        DISK.get_or_init(|| {
-            let mut plain = zstd::stream::read::Decoder::new(GOLDEN).expect("a zstd stream");
-            let mut buf = vec![0; PIECE];
-            let mut pieces = BTreeMap::new();
-            for at in (0..GOLDEN_SIZE).step_by(PIECE) {
-                std::io::Read::read_exact(&mut plain, &mut buf).expect("a whole image");
-                if buf.iter().any(|byte| *byte != 0) {
-                    pieces.insert(at, buf.clone());
-                }
+        DISK.get_or_init(|| Disk::unpack(GOLDEN, GOLDEN_SIZE)).clone()
+    }
+
+    /// One with simple quotas, made by newer tools.
+    pub(crate) fn squota() -> Disk {
+        Disk::unpack(SQUOTA, SQUOTA_SIZE)
+    }
+
+    fn unpack(packed: &[u8], size: u64) -> Disk {
+        let mut plain = zstd::stream::read::Decoder::new(packed).expect("a zstd stream");
+        let mut buf = vec![0; PIECE];
+        let mut pieces = BTreeMap::new();
+        for at in (0..size).step_by(PIECE) {
+            std::io::Read::read_exact(&mut plain, &mut buf).expect("a whole image");
+            if buf.iter().any(|byte| *byte != 0) {
+                pieces.insert(at, buf.clone());
             }
-            Disk::of(GOLDEN_SIZE, pieces)
-        })
-        .clone()
+        }
+        Disk::of(size, pieces)
     }
 
     /// What a metadata dump would be restored to.

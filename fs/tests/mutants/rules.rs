@@ -10,6 +10,7 @@ const CHUNK_TREE: u64 = 3;
 const DEV_TREE: u64 = 4;
 const FS_TREE: u64 = 5;
 const CSUM_TREE: u64 = 7;
+const QUOTA_TREE: u64 = 8;
 const UUID_TREE: u64 = 9;
 const FREE_SPACE_TREE: u64 = 10;
 
@@ -197,9 +198,14 @@ const CASES: &[Case] = &[
 
 #[test]
 fn each_damage_is_told_under_its_code_and_no_other() {
+    assert_told(CASES, Disk::golden);
+}
+
+#[track_caller]
+fn assert_told(cases: &[Case], whole: fn() -> Disk) {
     let mut wrong = Vec::new();
-    for Case { name, damage, codes: expected } in CASES {
-        let mut disk = Disk::golden();
+    for Case { name, damage, codes: expected } in cases {
+        let mut disk = whole();
         damage(&mut disk);
         let found = match disk.check() {
             Ok(checked) => codes(&checked),
@@ -213,6 +219,35 @@ fn each_damage_is_told_under_its_code_and_no_other() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// Of simple quotas, on the image that has them.
+#[rustfmt::skip]
+const SIMPLE_QUOTAS: &[Case] = &[
+    Case { name: "nothing", codes: &[], damage: |_| () },
+    Case { name: "a group that has more", codes: &["quota"],
+        damage: |d| d.edit(QUOTA_TREE, a_group_that_has_something, |_, data| add64(data, 8, 4096)) },
+    Case { name: "a group of which others have a part", codes: &["quota"],
+        damage: |d| d.edit(QUOTA_TREE, a_group_that_has_something, |_, data| add64(data, 24, 4096_u64.wrapping_neg())) },
+    Case { name: "data that is older than the quotas", codes: &["quota"],
+        damage: |d| d.edit(EXTENT_TREE, is(T::EXTENT_ITEM), |_, data| put64(data, 8, 1)) },
+    Case { name: "quotas since later", codes: &["quota"],
+        damage: |d| d.edit(QUOTA_TREE, is(T::QGROUP_STATUS), |_, data| add64(data, 32, 1000)) },
+    Case { name: "a group that has more, in quotas known to be inconsistent", codes: &[],
+        damage: |d| {
+            d.edit(QUOTA_TREE, a_group_that_has_something, |_, data| add64(data, 8, 4096));
+            d.edit(QUOTA_TREE, is(T::QGROUP_STATUS), |_, data| data[16] |= 4);
+        } },
+];
+
+/// The top of the file system has.
+fn a_group_that_has_something(key: &Key) -> bool {
+    (key.kind, key.offset) == (T::QGROUP_INFO, FS_TREE)
+}
+
+#[test]
+fn simple_quotas_are_what_their_owners_have() {
+    assert_told(SIMPLE_QUOTAS, Disk::squota);
+}
+
 /// Codes that other tests provoke, because these damages cannot: and where.
 const ELSEWHERE: &[(Code, &str)] = &[
     (Code::DeviceState, "tests/oracle/check_data.rs"),
@@ -222,7 +257,6 @@ const ELSEWHERE: &[(Code, &str)] = &[
     (Code::ExtentOverlap, "rule 146 sees it inside a leaf"),
     (Code::FreeSpaceLeftover, "the golden image has them"),
     (Code::CsumOverlap, "rule 37 sees it inside a leaf"),
-    (Code::Quota, "tests/verdict and tests/oracle/check_more.rs"),
     (Code::LogTree, "the corpora, by tests/verdict"),
     (Code::SpaceCache, "tests/oracle/check_more.rs"),
     (Code::DataUnreadable, "tests/golden/check_data.rs"),
@@ -230,8 +264,12 @@ const ELSEWHERE: &[(Code, &str)] = &[
 
 #[test]
 fn every_code_is_provoked_somewhere() {
-    let here: BTreeSet<&str> =
-        CASES.iter().flat_map(|case| case.codes).map(|code| code.trim_start_matches('~')).collect();
+    let here: BTreeSet<&str> = CASES
+        .iter()
+        .chain(SIMPLE_QUOTAS)
+        .flat_map(|case| case.codes)
+        .map(|code| code.trim_start_matches('~'))
+        .collect();
     for code in Code::ALL {
         let elsewhere = ELSEWHERE.iter().any(|(other, _)| other == code);
         assert!(here.contains(code.text()) != elsewhere, "{code}: here or elsewhere, not both");
