@@ -15,7 +15,8 @@ use table::{Line, Table};
 
 const TABLE: &str = include_str!("../verdicts/restore.txt");
 
-/// Fails when a line is another one than the table's, or when restore has something right that we lack.
+/// Fails when a line is another one than the table's, when restore has something right that we lack, or
+/// when something of ours is wrong and listed as neither old nor unverified.
 fn judge(table: &Table, found: &[Line]) {
     let mut wrong = Vec::new();
     for line in found {
@@ -26,6 +27,9 @@ fn judge(table: &Table, found: &[Line]) {
         }
         if !line.lacking.is_empty() {
             wrong.push(format!("{}: restore alone has {}", line.name, line.lacking.join(", ")));
+        }
+        if !line.unsaid.is_empty() {
+            wrong.push(format!("{}: wrong, and not said {}", line.name, line.unsaid.join(", ")));
         }
     }
     assert!(wrong.is_empty(), "{} complaints\n{}", wrong.len(), wrong.join("\n"));

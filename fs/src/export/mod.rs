@@ -15,6 +15,7 @@
 //! * Nothing is written outside the destination, see [`sink`]; nothing at all to the device.
 //! * A second run takes up where the first ended: whole files are left alone.
 
+mod chunks;
 mod data;
 mod file;
 mod open;

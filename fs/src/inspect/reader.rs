@@ -1,5 +1,6 @@
 //! Blocks and trees, read without the tree checker.
 
+use super::ChunkScan;
 use crate::error::{Error, Result};
 use crate::format::block::{self, CSUM_SIZE, Header, MAX_LEVEL};
 use crate::format::key::{ItemType, Key, objectid};
@@ -65,6 +66,12 @@ impl<D: BlockDevice> Inspector<D> {
             warnings.push(format!("the chunk tree cannot be read whole: {}", chain(&error)));
         }
         Ok(Inspector { volume, warnings })
+    }
+
+    /// Reads by the chunks that a scan has found; what was done is in the warnings.
+    pub fn take_chunks(&mut self, scan: &ChunkScan) {
+        let notes = scan.put(&mut self.volume);
+        self.warnings.extend(notes);
     }
 
     pub fn superblock(&self) -> &Superblock {

@@ -9,6 +9,7 @@ use varve_block::{Prng, Rt};
 use varve_fs::export::{Options, ProblemKind, Report, RescueOptions, export, open_rescue};
 use varve_fs::format::chunk::GroupFlags;
 use varve_fs::format::superblock::Superblock;
+use varve_fs::inspect::{Inspector, scan_chunks};
 use varve_fs::{ErrorKind, Fs, Logical};
 
 async fn run(rt: &Rt, fs: &Fs<Mem>, dest: &Path, options: Options) -> Report {
@@ -175,7 +176,9 @@ fn s10_with_blocks_lost_everywhere_nothing_wrong_is_called_whole() {
                 Ok(fs) => walk(&fs).await.sums,
                 Err(_) => Tree::new(),
             };
-            let Ok(rescued) = open_rescue(vec![device], &RescueOptions::default()).await else {
+            let Ok(rescued) =
+                open_rescue(vec![device], &RescueOptions::default(), &mut |_, _| ()).await
+            else {
                 assert!(strict.is_empty());
                 return;
             };
@@ -206,7 +209,7 @@ fn other_superblocks_and_older_roots_are_found() {
         let device = golden();
         device.poke(65536 + 100, b"damage");
         let options = RescueOptions::default();
-        let rescued = open_rescue(vec![device.clone()], &options).await.unwrap();
+        let rescued = open_rescue(vec![device.clone()], &options, &mut |_, _| ()).await.unwrap();
         assert!(rescued.notes.iter().any(|note| note.contains("superblock copy 1")));
         let dir = tempfile::tempdir().unwrap();
         let report = run(&rt, &rescued.fs, dir.path(), Options::default()).await;
@@ -225,12 +228,12 @@ fn other_superblocks_and_older_roots_are_found() {
         );
         // An older root helps where its blocks were not used again; where they were, that is an error
         // and not a wrong tree.
-        match open_rescue(vec![device.clone()], &options).await {
+        match open_rescue(vec![device.clone()], &options, &mut |_, _| ()).await {
             Ok(rescued) => assert!(rescued.notes[0].contains("generation"), "{:?}", rescued.notes),
             Err(error) => assert_eq!(error.kind, ErrorKind::Corrupt),
         }
         let by_hand = RescueOptions { root_block: Some(Logical(4096)), ..options };
-        assert!(open_rescue(vec![device], &by_hand).await.is_err());
+        assert!(open_rescue(vec![device], &by_hand, &mut |_, _| ()).await.is_err());
     });
 }
 
@@ -251,5 +254,47 @@ fn a_destination_that_cannot_be_made_is_an_error() {
         .err()
         .unwrap();
         assert_eq!(error.kind, ErrorKind::Io);
+    });
+}
+
+/// Nothing can be read without chunks, of which both copies of the tree are gone.
+#[test]
+fn without_a_chunk_tree_the_chunks_are_looked_for_on_the_devices() {
+    in_sim(|rt| async move {
+        let device = golden();
+        let fs = open(device.clone()).await;
+        let sb = fs.superblock().clone();
+        for copy in fs.chunks().map(sb.chunk_root, 1).unwrap().copies {
+            device.poke(copy.byte + 200, b"damage");
+        }
+        let mut strict = Inspector::open(device.clone(), 0).await.unwrap();
+        assert!(strict.block(sb.root).await.is_err());
+        let options = RescueOptions::default();
+        let rescued = open_rescue(vec![device.clone()], &options, &mut |_, _| ()).await.unwrap();
+        let notes = rescued.notes.join("\n");
+        assert!(notes.contains("chunks were taken from a scan of the devices"), "{notes}");
+        let dir = tempfile::tempdir().unwrap();
+        let report = run(&rt, &rescued.fs, dir.path(), Options::default()).await;
+        assert!(report.is_whole(), "{report:#?}");
+        assert_same(&on_host(dir.path()), &crate::expected());
+        // A look at the trees, too.
+        let scan = scan_chunks(vec![device], 0, &mut |_, _| ()).await.unwrap();
+        strict.take_chunks(&scan);
+        assert!(strict.block(sb.root).await.unwrap().problem.is_none());
+    });
+}
+
+/// Asked for, also where the chunk tree is whole.
+#[test]
+fn chunks_of_a_scan_lead_to_the_same_files() {
+    in_sim(|rt| async move {
+        let options = RescueOptions { scan_chunks: true, ..RescueOptions::default() };
+        let mut told = 0;
+        let rescued = open_rescue(vec![golden()], &options, &mut |done, _| told = done).await;
+        let rescued = rescued.unwrap();
+        assert_eq!((told, rescued.notes.len()), (112 << 20, 1), "{:?}", rescued.notes);
+        let dir = tempfile::tempdir().unwrap();
+        assert!(run(&rt, &rescued.fs, dir.path(), Options::default()).await.is_whole());
+        assert_same(&on_host(dir.path()), &crate::expected());
     });
 }

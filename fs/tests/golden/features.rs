@@ -6,7 +6,7 @@ use varve_fs::check::{CheckOptions, check};
 use varve_fs::csum::CsumType;
 use varve_fs::export::{RescueOptions, open_rescue};
 use varve_fs::format::superblock::{CompatRo, Incompat, Superblock};
-use varve_fs::inspect::Inspector;
+use varve_fs::inspect::{Inspector, scan_chunks};
 use varve_fs::{Error, ErrorKind, Fs, OpenOptions};
 
 const SUPER: u64 = 65536;
@@ -58,8 +58,9 @@ fn an_unknown_incompatible_feature_is_refused_by_its_bit() {
             refused(Fs::open(device(), OpenOptions::default()).await, bit, "a mount");
             refused(check(vec![device()], &CheckOptions::default()).await, bit, "a check");
             refused(Inspector::open(device(), 0).await, bit, "a dump");
+            refused(scan_chunks(vec![device()], 0, &mut |_, _| ()).await, bit, "chunk-recover");
             let options = RescueOptions::default();
-            refused(open_rescue(vec![device()], &options).await, bit, "an export");
+            refused(open_rescue(vec![device()], &options, &mut |_, _| ()).await, bit, "an export");
         }
     });
 }

@@ -15,7 +15,7 @@ fn exported(device: Mem, dest: &Path) -> Option<Report> {
     let dest = dest.to_path_buf();
     Sim::new(1).run(|rt| async move {
         let options = RescueOptions::default();
-        let rescued = open_rescue(vec![device], &options).await.ok()?;
+        let rescued = open_rescue(vec![device], &options, &mut |_, _| ()).await.ok()?;
         let options = Options { snapshots: true, ..Options::default() };
         let fs = rescued.fs;
         let report = export(&rt, &fs, fs.top(), &dest, &options, &mut |_| ()).await;

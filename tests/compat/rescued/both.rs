@@ -46,6 +46,8 @@ pub(crate) struct Rescued {
     /// Of theirs, those that we have as `NAME.damaged`, and that differ only where we say that bytes
     /// are lost.
     pub(crate) spoiled: Vec<Vec<u8>>,
+    /// Of ours, those that we say are old, or have nothing to be verified by.
+    pub(crate) unsure: Vec<Vec<u8>>,
 }
 
 /// Runs `btrfs restore` and `varve fs export` on the same devices, of which the first is named.
@@ -63,6 +65,7 @@ pub(crate) fn rescue(dir: &Path, devices: &[PathBuf], snapshots: bool) -> Rescue
         theirs: files_below(theirs),
         ours: files_below(ours),
         spoiled: spoiled(theirs, ours, &report),
+        unsure: unsure(&report),
     };
     for folder in &folders {
         std::fs::remove_dir_all(folder).expect("taking a folder away");
@@ -182,11 +185,19 @@ fn sum(path: &Path) -> [u8; 32] {
     sha.finalize().into()
 }
 
+fn problems(report: &Value) -> impl Iterator<Item = &Value> {
+    report["problems"].as_array().into_iter().flatten()
+}
+
+fn unsure(report: &Value) -> Vec<Vec<u8>> {
+    let kinds = ["older", "unverified"].map(Value::from);
+    let unsure = problems(report).filter(|problem| kinds.contains(&problem["kind"]));
+    unsure.map(|problem| problem["path"].as_str().expect("a path").into()).collect()
+}
+
 fn spoiled(theirs: &Path, ours: &Path, report: &Value) -> Vec<Vec<u8>> {
-    let none = Vec::new();
-    let problems = report["problems"].as_array().unwrap_or(&none).iter();
     let mut spoiled = Vec::new();
-    for problem in problems.filter(|problem| problem["kind"] == "damaged") {
+    for problem in problems(report).filter(|problem| problem["kind"] == "damaged") {
         let name = problem["path"].as_str().expect("a path");
         let ranges = problem["ranges"].as_array().expect("ranges").iter();
         let number = |value: &Value| value.as_u64().expect("a number");

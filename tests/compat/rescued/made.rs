@@ -32,6 +32,20 @@ head -c 9000 /dev/urandom > late
 sync
 "#;
 
+/// New inode items for old files.
+const TOUCH: &str = "find . -type f -exec touch {} +; sync";
+
+/// A third stays as it is, a third is written anew, and a third is gone or called otherwise. What was freed is
+/// used again.
+const CHANGE: &str = r#"
+for d in $(seq 10); do for f in d$d/*; do head -c 9000 /dev/urandom > $f; done; done
+rm -r d11 d12 d13 d14 d15; rm d16/* d17/* d18/f1*
+for f in d19/*; do mv $f $f-moved; done; mv d20 d20-moved
+sync
+for n in $(seq 300); do head -c 20000 /dev/urandom > new$n; done
+sync
+"#;
+
 /// Fsynced, and not committed.
 const LOGGED: &str = r#"
 mkdir log; for n in $(seq 5); do head -c 9000 /dev/urandom | dd of=log/$n conv=fsync status=none; done
@@ -42,13 +56,15 @@ pub(crate) struct Damage {
     name: &'static str,
     mkfs: &'static [&'static str],
     devices: usize,
-    /// Done after the fill; the disk is then taken as it is, without an unmount.
+    /// Done after the fill.
+    then: &'static str,
+    /// Done after that; the disk is then taken as it is, without an unmount.
     cut_after: Option<&'static str>,
     harm: fn(&Disk),
 }
 
 pub(crate) fn every_damage() -> Vec<Damage> {
-    let of = |name, mkfs, devices, harm| Damage { name, mkfs, devices, cut_after: None, harm };
+    let of = |name, mkfs, devices, harm| Damage { name, mkfs, devices, then: "", cut_after: None, harm };
     let dup: &[_] = &["-m", "dup", "-n", "4k"];
     let single: &[_] = &["-m", "single", "-n", "4k"];
     let raid1: &[_] = &["-m", "raid1", "-d", "raid1"];
@@ -64,19 +80,23 @@ pub(crate) fn every_damage() -> Vec<Damage> {
         of("super-first-lost", dup, 1, |disk| disk.poke(0, 65_536 + 70)),
         of("fs-root-lost", dup, 1, |disk| disk.lose_root("fs")),
         of("root-tree-root-lost", dup, 1, |disk| disk.lose_root("root")),
-        of("fs-leaves-lost", single, 1, |disk| {
-            disk.lose_blocks("fs", |n, level| level == 0 && n % 7 == 3);
-        }),
+        of("fs-leaves-lost", single, 1, LEAVES),
         of("fs-nodes-lost", single, 1, |disk| {
             disk.lose_blocks("fs", |n, level| level == 1 && n % 3 == 1);
         }),
+        Damage { then: TOUCH, ..of("fs-leaves-lost-after-touch", single, 1, LEAVES) },
+        Damage { then: CHANGE, ..of("fs-leaves-lost-after-changes", single, 1, LEAVES) },
         of("csum-root-lost", dup, 1, |disk| disk.lose_root("csum")),
+        of("chunk-root-lost", dup, 1, |disk| disk.lose_root("chunk")),
+        of("raid1-chunk-root-lost", raid1, 2, |disk| disk.lose_root("chunk")),
         of("extent-root-lost", dup, 1, |disk| disk.lose_root("extent")),
         Damage { cut_after: Some(LOGGED), ..of("log-not-replayed", dup, 1, |_| ()) },
     ]
 }
 
 const METADATA: GroupFlags = GroupFlags::METADATA;
+const LEAVES: fn(&Disk) =
+    |disk| disk.lose_blocks("fs", |n, level| level == 0 && n % 7 == 3);
 
 impl Damage {
     /// Makes the disk, harms it, and lets both tools look at it.
@@ -112,6 +132,7 @@ impl Damage {
             process::run(shell.current_dir(mounted.path()).args(["-euc", script])).ok();
         };
         work(FILL);
+        work(self.then);
         let Some(script) = self.cut_after else {
             let truth = both::files_below(mounted.path());
             mounted.unmount();
@@ -184,7 +205,8 @@ impl Disk {
         let mut copies = 0;
         for (_, (at, _)) in lost {
             for copy in chunks.map(Logical(*at), 1).expect("an address").copies {
-                self.poke(0, copy.byte + 209);
+                let device = usize::try_from(copy.devid - 1).expect("a device");
+                self.poke(device, copy.byte + 209);
                 copies += 1;
             }
         }

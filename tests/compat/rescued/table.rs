@@ -18,6 +18,8 @@ pub(crate) struct Line {
     pub(crate) spoiled: usize,
     /// What restore alone has right, and should not be the only one to have.
     pub(crate) lacking: Vec<String>,
+    /// What of ours is wrong, and we do not say that it may be.
+    pub(crate) unsaid: Vec<String>,
 }
 
 impl fmt::Display for Line {
@@ -30,7 +32,7 @@ impl fmt::Display for Line {
 impl Line {
     /// Where nobody knows what was there: checksums speak.
     pub(crate) fn unknown(name: String, rescued: &Rescued) -> Line {
-        let Rescued { theirs, ours, spoiled } = rescued;
+        let Rescued { theirs, ours, spoiled, .. } = rescued;
         let right = theirs.iter().filter(|(path, _)| !spoiled.contains(path));
         let lacking = right.filter(|(path, content)| ours.get(*path) != Some(*content));
         Line {
@@ -39,16 +41,19 @@ impl Line {
             ours: whole(ours).count(),
             spoiled: spoiled.len(),
             lacking: lacking.map(|(path, _)| path.escape_ascii().to_string()).collect(),
+            unsaid: Vec::new(),
         }
     }
 
     pub(crate) fn known(name: &str, truth: &Files, rescued: &Rescued) -> Line {
-        let Rescued { theirs, ours, .. } = rescued;
+        let Rescued { theirs, ours, unsure, .. } = rescued;
         let right = |files: &Files| -> Files {
             let right = files.iter().filter(|(path, content)| truth.get(*path) == Some(*content));
             right.map(|(path, content)| (path.clone(), content.clone())).collect()
         };
         let (right_theirs, right_ours) = (right(theirs), right(ours));
+        let said = |path: &Vec<u8>| unsure.contains(path) || right_ours.contains_key(path);
+        let unsaid = whole(ours).filter(|path| !said(path));
         let lacking = right_theirs.keys().filter(|path| !right_ours.contains_key(*path));
         Line {
             name: name.to_owned(),
@@ -56,6 +61,7 @@ impl Line {
             ours: right_ours.len(),
             spoiled: theirs.len() - right_theirs.len(),
             lacking: lacking.map(|path| path.escape_ascii().to_string()).collect(),
+            unsaid: unsaid.map(|path| path.escape_ascii().to_string()).collect(),
         }
     }
 }

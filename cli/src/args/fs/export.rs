@@ -50,6 +50,10 @@ pub struct FsExport {
     /// Start from the root tree whose root is at this logical address: an older state
     #[arg(long, value_name = "BYTE")]
     pub root_block: Option<u64>,
+    /// Take the chunks from a scan of the devices, as chunk-recover lists them. Done in any case where
+    /// the chunk tree cannot be read
+    #[arg(long)]
+    pub chunk_recover: bool,
     /// Show the last commit, without what was fsynced after it. Default: the log is replayed in memory
     #[arg(long)]
     pub nologreplay: bool,

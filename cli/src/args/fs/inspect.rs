@@ -43,6 +43,9 @@ pub struct FsDumpTree {
     /// Start from this superblock copy: 0, 1 or 2
     #[arg(long = "super", value_name = "N", default_value_t = 0)]
     pub copy: usize,
+    /// Read by the chunks that chunk-recover lists, where the chunk tree is broken
+    #[arg(long)]
+    pub chunk_recover: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

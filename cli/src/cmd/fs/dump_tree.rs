@@ -2,7 +2,7 @@
 
 use super::target::reading_all;
 use crate::args::FsDumpTree;
-use crate::cmd::{output, text};
+use crate::cmd::{output, progress, text};
 use crate::failure::{Outcome, usage};
 use serde_json::{Map, json};
 use std::io::Write;
@@ -11,11 +11,19 @@ use varve_fs::Logical;
 use varve_fs::format::block::{self, ItemHead};
 use varve_fs::format::key::{Key, objectid};
 use varve_fs::format::superblock::RootPointer;
-use varve_fs::inspect::{Block, Fields, Inspector, RootEntry, Step, Value, Walk, describe};
+use varve_fs::inspect::{
+    Block, Fields, Inspector, RootEntry, Step, Value, Walk, describe, scan_chunks,
+};
 
 pub(super) async fn run(rt: &Rt, args: FsDumpTree) -> anyhow::Result<Outcome> {
     let devices = reading_all(rt, &args.target, &args.devices).await?;
-    let fs = Inspector::open_devices(devices, args.copy).await?;
+    let mut fs = Inspector::open_devices(devices.clone(), args.copy).await?;
+    if args.chunk_recover {
+        let bar = progress::bytes("reading for chunks");
+        let mut told = |done, total| progress::show(&bar, done, total);
+        fs.take_chunks(&scan_chunks(devices, args.copy, &mut told).await?);
+        bar.finish_and_clear();
+    }
     for warning in fs.warnings() {
         eprintln!("varve: {warning}");
     }

@@ -2,7 +2,7 @@
 
 use super::source;
 use crate::args::FsExport;
-use crate::cmd::output;
+use crate::cmd::{output, progress};
 use crate::config::{StackConfig, image_and_path};
 use crate::failure::{Outcome, usage};
 use anyhow::Context;
@@ -71,18 +71,22 @@ async fn open(
         subvolume: args.subvolume.as_ref().and_then(|id| id.parse().ok()),
         ignore_data_csums: args.ignore_checksums,
         ignore_log: args.nologreplay,
+        scan_chunks: args.chunk_recover,
     };
+    let bar = progress::bytes("reading for chunks");
+    let mut told = |done, total| progress::show(&bar, done, total);
     if let Some(subvolume) = args.subvolume.as_ref().filter(|_| options.subvolume.is_none()) {
         // By path, from the top level.
         options.subvolume = Some(5);
-        let all = open_rescue(devices.clone(), &options).await?;
+        let all = open_rescue(devices.clone(), &options, &mut told).await?;
         let id = all.fs.resolve(subvolume).await?;
         if id != InodeId::root_of(id.root) {
             return usage(format!("{subvolume} is no subvolume"));
         }
         options.subvolume = Some(id.root);
     }
-    let rescued = open_rescue(devices, &options).await?;
+    let rescued = open_rescue(devices, &options, &mut told).await?;
+    bar.finish_and_clear();
     let start = match path {
         None => rescued.fs.top(),
         Some(path) => rescued.fs.resolve(path).await?,

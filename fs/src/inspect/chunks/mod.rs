@@ -17,10 +17,11 @@ mod tests;
 
 use crate::chunk::ChunkMap;
 use crate::error::{Error, Result};
-use crate::format::chunk::{BlockGroup, Chunk, DevExtent, Profile, STRIPE_LEN, Stripe};
+use crate::format::chunk::{BlockGroup, Chunk, DevExtent, DevItem, Profile, STRIPE_LEN, Stripe};
 use crate::format::key::{ItemType, Key, objectid};
 use crate::format::superblock::Superblock;
 use crate::fs::{features, load_chunks};
+use crate::seeds;
 use crate::supers::gather;
 use crate::units::{Logical, Physical};
 use crate::verify::{Rules, chunk_rules};
@@ -80,6 +81,8 @@ pub struct ChunkScan {
     pub not_found: Vec<Logical>,
     /// Why the current chunk tree cannot be read.
     pub unreadable: Option<String>,
+    /// The newest word on each device.
+    pub devices: Vec<DevItem>,
     /// Tree blocks, copies counted.
     pub blocks: u64,
     /// Block groups without a chunk, places that could not be read.
@@ -91,6 +94,24 @@ impl ChunkScan {
     pub fn agrees(&self) -> bool {
         let same = self.chunks.iter().all(|found| found.now == Agreement::Same);
         same && self.not_found.is_empty() && self.unreadable.is_none() && self.problems.is_empty()
+    }
+
+    /// Reads a volume by these chunks from now on; what was done, in sentences.
+    pub(crate) fn put<D: BlockDevice>(&self, volume: &mut Volume<D>) -> Vec<String> {
+        let mut taken = 0;
+        let mut notes = Vec::new();
+        for FoundChunk { start, chunk, ordered, .. } in &self.chunks {
+            if !ordered {
+                // Data without checksums would come out in a wrong order, and nobody would know.
+                let why = "the order of its stripes is not known";
+                notes.push(format!("chunk {start} is left out: {why}"));
+            } else if volume.chunks().borrow_mut().insert(*start, chunk.clone()).is_ok() {
+                taken += 1;
+            }
+        }
+        notes.insert(0, format!("{taken} chunks were taken from a scan of the devices"));
+        seeds::learn(volume, &self.devices);
+        notes
     }
 }
 
@@ -134,8 +155,7 @@ struct Evidence<'a> {
     groups: BTreeMap<Logical, (u64, BlockGroup, u64)>,
     /// `(device, byte, length, generation)`.
     extents: BTreeMap<Logical, Vec<(u64, u64, u64, u64)>>,
-    /// Uuids of devices.
-    devices: BTreeMap<u64, crate::format::Uuid>,
+    devices: BTreeMap<u64, DevItem>,
 }
 
 impl<'a> Evidence<'a> {
@@ -155,12 +175,12 @@ impl<'a> Evidence<'a> {
                 of.push((key.objectid, key.offset, extent.length, generation));
             }
         }
-        let mut devices = BTreeMap::from([(sb.dev_item.devid, sb.dev_item.uuid)]);
+        let mut devices = BTreeMap::from([(sb.dev_item.devid, sb.dev_item)]);
         for (key, (_, data)) in seen.newest(objectid::CHUNK_TREE) {
             if key.kind == ItemType::DEV_ITEM
-                && let Ok(device) = crate::format::chunk::DevItem::parse(data)
+                && let Ok(device) = DevItem::parse(data)
             {
-                devices.insert(device.devid, device.uuid);
+                devices.insert(device.devid, device);
             }
         }
         Evidence { seen, sb, rules, groups, extents, devices }
@@ -214,7 +234,8 @@ impl<'a> Evidence<'a> {
         let known: BTreeSet<_> = chunks.iter().map(|found| found.start).collect();
         let current = now.into_iter().flat_map(ChunkMap::iter).map(|(start, _)| start);
         let not_found = current.filter(|start| !known.contains(start)).collect();
-        ChunkScan { chunks, not_found, unreadable, blocks: self.seen.blocks, problems }
+        let devices = self.devices.values().copied().collect();
+        ChunkScan { chunks, not_found, unreadable, devices, blocks: self.seen.blocks, problems }
     }
 
     /// Chunk items that nothing overrules, and whether they are all there are.
@@ -276,7 +297,7 @@ impl<'a> Evidence<'a> {
         let stripe = |(devid, offset, ..): &(u64, u64, u64, u64)| Stripe {
             devid: *devid,
             offset: *offset,
-            dev_uuid: self.devices.get(devid).copied().unwrap_or_default(),
+            dev_uuid: self.devices.get(devid).map(|device| device.uuid).unwrap_or_default(),
         };
         let mut chunk = Chunk {
             length,
