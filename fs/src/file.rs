@@ -7,7 +7,7 @@ use crate::format::inode::{FileType, Inode, InodeFlags};
 use crate::format::key::{ItemType, Key, objectid};
 use crate::fs::{Fs, Subvolume};
 use crate::inode::InodeId;
-use crate::tree::cursor::{Cursor, Item};
+use crate::tree::cursor::{Cursor, Item, Tree};
 use crate::units::{Logical, to_usize};
 use crate::volume::{Owner, Sums};
 use std::collections::VecDeque;
@@ -297,10 +297,21 @@ impl<D: BlockDevice> Fs<D> {
 
     /// The digests of `[at, at + len)`.
     pub(crate) async fn sums(&self, at: Logical, len: u64) -> Result<Sums> {
+        match &self.csums {
+            Some(tree) => self.sums_in(tree, at, len).await,
+            None => Ok(self.no_sums(len)),
+        }
+    }
+
+    fn no_sums(&self, len: u64) -> Sums {
+        let sectors = len / u64::from(self.volume.rules.sectorsize);
+        Sums::new(self.volume.rules.csum.size(), to_usize(sectors))
+    }
+
+    /// As [`Fs::sums`], by another tree of checksums.
+    pub(crate) async fn sums_in(&self, tree: &Tree, at: Logical, len: u64) -> Result<Sums> {
         let sector = u64::from(self.volume.rules.sectorsize);
-        let each = self.volume.rules.csum.size();
-        let mut sums = Sums::new(each, to_usize(len / sector));
-        let Some(tree) = &self.csums else { return Ok(sums) };
+        let mut sums = self.no_sums(len);
         let key = |at| Key::new(objectid::EXTENT_CSUM, ItemType::EXTENT_CSUM, at);
         let end = at.0.saturating_add(len);
         let mut cursor = Cursor::seek_back(&self.volume, tree, key(at.0)).await?;

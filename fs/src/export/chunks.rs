@@ -34,8 +34,8 @@ pub(super) async fn from_tree<D: BlockDevice>(volume: &mut Volume<D>) -> Result<
             let _ = volume.chunks().borrow_mut().insert(Logical(item.key().offset), chunk);
         }
     }
-    if let Some(gap) = scan.gaps.first() {
-        return Err(Error::corrupt(format!("the chunk tree: {}", gap.why)));
+    if let Some(met) = scan.gaps.first() {
+        return Err(Error::corrupt(format!("the chunk tree: {}", met.gap.why)));
     }
     drop(scan);
     seeds::learn(volume, &devices);

@@ -3,6 +3,7 @@
 use super::report::Range;
 use crate::error::ErrorKind;
 use crate::fs::Fs;
+use crate::tree::cursor::Tree;
 use crate::units::{Logical, to_usize};
 use crate::volume::{Owner, Sums};
 use varve_block::{BlockDevice, chain};
@@ -22,6 +23,17 @@ pub(crate) struct Quality {
     pub(crate) unverified: bool,
 }
 
+/// What data is compared with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Trust {
+    /// It has no checksums.
+    Nothing,
+    /// Its checksums.
+    Today,
+    /// The checksums of an older commit, and nothing is right that has none.
+    Then(Tree),
+}
+
 /// Reads extents, and what follows a small one with it.
 #[derive(Debug, Default)]
 pub(crate) struct DataReader {
@@ -38,21 +50,39 @@ impl DataReader {
         fs: &Fs<D>,
         at: Logical,
         out: &mut [u8],
-        checked: bool,
+        trust: Trust,
         owner: &Owner,
     ) -> Quality {
-        let mut quality = Quality::default();
         let len = out.len() as u64;
-        let sums = match checked {
-            false => None,
-            true => match fs.sums(at, len).await {
-                Ok(sums) => Some(sums),
-                Err(_) => {
-                    quality.unverified = true;
-                    None
-                }
-            },
+        let sums = match trust {
+            Trust::Nothing => None,
+            Trust::Today => Some(fs.sums(at, len).await),
+            Trust::Then(tree) => Some(fs.sums_in(&tree, at, len).await),
         };
+        let (unverified, sums) = match sums {
+            Some(Err(_)) => (true, None),
+            sums => (false, sums.and_then(Result::ok)),
+        };
+        let quality = Quality { unverified, ..Quality::default() };
+        let quality = self.read_by(fs, at, out, sums, owner, quality).await;
+        if quality.unverified && matches!(trust, Trust::Then(_)) {
+            out.fill(0);
+            let why = "it was freed since, and has no checksum of then".to_owned();
+            return Quality { bad: vec![Range { at: 0, len, why }], unverified: false };
+        }
+        quality
+    }
+
+    async fn read_by<D: BlockDevice>(
+        &mut self,
+        fs: &Fs<D>,
+        at: Logical,
+        out: &mut [u8],
+        sums: Option<Sums>,
+        owner: &Owner,
+        mut quality: Quality,
+    ) -> Quality {
+        let len = out.len() as u64;
         let near = at.0.wrapping_sub(self.last_end) < AHEAD;
         self.last_end = at.0.saturating_add(len);
         if out.len() <= SMALL && self.take_ahead(fs, at, out, near).await {

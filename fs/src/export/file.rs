@@ -1,8 +1,11 @@
 //! One inode that is no folder: what it is, its extents, and what of them is missing.
 
+use super::data::Trust;
+use super::older::{Age, Patch};
 use super::report::{Problem, ProblemKind, Range};
-use super::scan::{Found, Scan};
+use super::scan::{Found, Met, Scan};
 use super::sink::{Meta, Op, Part, Spot, bounded, is_whole};
+use super::stale;
 use super::walk::{Walk, add_xattrs};
 use crate::format::file_extent::{
     Body, Compression, FileExtent, MAX_UNCOMPRESSED, Place as OnDisk,
@@ -28,22 +31,117 @@ pub(crate) enum Copying {
     IsDirectory,
 }
 
+/// What a name says of what it leads to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Said {
+    pub(crate) kind: FileType,
+    /// Of an older state, and today's tree says neither yes nor no.
+    pub(crate) age: Option<Age>,
+}
+
+impl Said {
+    /// There is no name but the inode's own.
+    pub(crate) const NOTHING: Said = Said { kind: FileType::Unknown, age: None };
+}
+
 /// A regular file on its way.
 struct Copy {
     id: InodeId,
     spot: Option<Spot>,
     path: Vec<u8>,
     size: u64,
-    checked: bool,
+    has_sums: bool,
+    /// Of the inode item, and when that was changed last.
+    age: Option<Age>,
+    transid: u64,
+    /// The oldest state that anything was taken from.
+    oldest: Option<u64>,
+    /// The newest of today's extents.
+    newest: u64,
+    /// The size of a file that is one inline extent, which always knows it.
+    inline: Option<u64>,
+    /// Why nothing but the content is known.
+    bare: Option<String>,
     /// Where the last extent ended.
     end: u64,
     bad: Vec<Range>,
     unverified: bool,
 }
 
+impl Copy {
+    fn new(id: InodeId, path: Vec<u8>, inode: &Inode, head: &Head) -> Copy {
+        // What an older inode item says may be too short.
+        let sure = head.inode.is_some() && head.age.is_none();
+        Copy {
+            id,
+            spot: None,
+            path,
+            size: if sure { inode.size } else { u64::MAX },
+            has_sums: !inode.flags.contains(InodeFlags::NODATASUM),
+            age: head.age,
+            transid: inode.transid,
+            oldest: head.oldest,
+            newest: 0,
+            inline: None,
+            bare: None,
+            end: 0,
+            bad: Vec::new(),
+            unverified: false,
+        }
+    }
+}
+
+/// What is known of an inode before its extents.
+#[derive(Default)]
+struct Head {
+    inode: Option<Inode>,
+    /// Of the inode item.
+    age: Option<Age>,
+    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// The oldest state that anything was taken from.
+    oldest: Option<u64>,
+    /// The first.
+    extent: Option<Found>,
+}
+
+impl Head {
+    /// Reads the items of the inode whose last possible one is `last`; `None` when it is a directory.
+    async fn read<D: BlockDevice>(scan: &mut Scan<'_, D>, last: Key) -> Option<Head> {
+        let mut head = Head::default();
+        while let Some(item) = scan.next_to(last).await {
+            match item.key().kind {
+                _ if item.key().objectid != last.objectid => (),
+                ItemType::INODE_ITEM => {
+                    head.inode = Inode::parse(item.data()).ok();
+                    head.age = item.age;
+                    head.oldest = stale::oldest(head.oldest, item.age);
+                }
+                ItemType::XATTR_ITEM => {
+                    add_xattrs(&mut head.xattrs, item.data());
+                    head.oldest = stale::oldest(head.oldest, item.age);
+                }
+                ItemType::DIR_ITEM | ItemType::DIR_INDEX => return None,
+                ItemType::EXTENT_DATA => {
+                    head.extent = Some(item);
+                    break;
+                }
+                _ => (),
+            }
+        }
+        let directory = head.inode.is_some_and(|i| i.file_type() == FileType::Directory);
+        (!directory).then_some(head)
+    }
+}
+
 impl<D: BlockDevice> Walk<'_, D> {
-    /// Copies a file, link or device to `name` in `folder`.
-    pub(crate) async fn copy(&mut self, folder: &Rc<Folder>, name: &[u8], id: InodeId) -> Copying {
+    /// Copies a file, link or device to `name` in `folder`; `said` is what the name says of it.
+    pub(crate) async fn copy(
+        &mut self,
+        folder: &Rc<Folder>,
+        name: &[u8],
+        id: InodeId,
+        said: Said,
+    ) -> Copying {
         let Some(tree) = self.tree(id.root) else { return Copying::Done };
         let key = |kind, offset| Key::new(id.ino, kind, offset);
         let first = key(ItemType::INODE_ITEM, 0);
@@ -51,48 +149,38 @@ impl<D: BlockDevice> Walk<'_, D> {
         // The borrows of the scan are of what outlives the walk, not of the walk.
         let (fs, bad) = (self.fs, self.bad);
         let mut scan = Scan::seek(&fs.volume, bad, &tree, first).await;
-        let mut meta: Option<Inode> = None;
-        let mut xattrs = Vec::new();
-        let mut extent = None;
-        while let Some(item) = scan.next_to(last).await {
-            match item.key().kind {
-                _ if item.key().objectid != id.ino => (),
-                ItemType::INODE_ITEM => meta = Inode::parse(item.data()).ok(),
-                ItemType::XATTR_ITEM => add_xattrs(&mut xattrs, item.data()),
-                ItemType::DIR_ITEM | ItemType::DIR_INDEX => return Copying::IsDirectory,
-                ItemType::EXTENT_DATA => {
-                    extent = Some(item);
-                    break;
-                }
-                _ => (),
-            }
-        }
-        let lost = meta.is_none().then(|| {
-            let gap = scan.gaps.iter().find(|gap| gap.touches(first, last));
-            gap.map_or_else(|| format!("{id} has no inode item"), |gap| gap.why.clone())
+        let Some(mut head) = Head::read(&mut scan, last).await else { return Copying::IsDirectory };
+        head.oldest = stale::oldest(head.oldest, said.age);
+        let lost = head.inode.is_none().then(|| {
+            let met = scan.gaps.iter().find(|met| met.gap.touches(first, last));
+            met.map_or_else(|| format!("{id} has no inode item"), |met| met.gap.why.clone())
         });
-        if meta.is_some_and(|inode| inode.file_type() == FileType::Directory) {
-            return Copying::IsDirectory;
-        }
         if let Some(filter) = &self.options.filter
             && !filter(&folder.path_of(name))
         {
             self.report.left_out += 1;
             return Copying::Done;
         }
-        if meta.is_none() && extent.is_none() {
+        if head.inode.is_none() && head.extent.is_none() {
             let why = lost.unwrap_or_default();
             self.problem(folder.path_of(name), ProblemKind::NotWritten, why);
             return Copying::Done;
         }
-        let inode = meta.unwrap_or_else(stand_in);
-        let meta = Meta { inode, xattrs };
+        let inode = head.inode.unwrap_or_else(stand_in);
+        let meta = Meta { inode, xattrs: std::mem::take(&mut head.xattrs) };
+        if inode.file_type() == FileType::Regular {
+            let copy = Copy::new(id, folder.path_of(name), &inode, &head);
+            let lost = lost.map(|why| (why, said.kind));
+            self.regular((folder, name), copy, meta, (scan, head.extent), lost).await;
+            return Copying::Done;
+        }
+        let target = head.extent.as_ref();
+        if let Some(oldest) = stale::oldest(head.oldest, target.and_then(|item| item.age)) {
+            self.older(folder.path_of(name), oldest);
+        }
         match inode.file_type() {
-            FileType::Regular => {
-                self.regular(folder, name, id, meta, (scan, extent), lost).await;
-            }
-            FileType::Symlink => self.symlink(folder, name, meta, extent).await,
-            FileType::Unknown | FileType::Directory => {
+            FileType::Symlink => self.symlink(folder, name, meta, head.extent).await,
+            FileType::Unknown => {
                 let why = format!("{id} has mode 0{:o}, which is of no kind", inode.mode);
                 self.problem(folder.path_of(name), ProblemKind::NotWritten, why);
             }
@@ -175,33 +263,21 @@ impl<D: BlockDevice> Walk<'_, D> {
 
     async fn regular(
         &mut self,
-        folder: &Rc<Folder>,
-        name: &[u8],
-        id: InodeId,
+        (folder, name): (&Rc<Folder>, &[u8]),
+        mut copy: Copy,
         meta: Meta,
         (mut scan, extent): (Scan<'_, D>, Option<Found>),
-        lost: Option<String>,
+        lost: Option<(String, FileType)>,
     ) {
-        let spot = self.spot_for(folder, name, Some(id), &meta.inode).await;
-        if spot.is_none() && !self.options.dry_run {
+        let id = copy.id;
+        copy.spot = self.spot_for(folder, name, Some(id), &meta.inode).await;
+        if copy.spot.is_none() && !self.options.dry_run {
             return;
         }
         if self.options.dry_run {
             self.report.files += 1;
             self.report.bytes = self.report.bytes.saturating_add(meta.inode.size);
         }
-        let checked =
-            !meta.inode.flags.contains(InodeFlags::NODATASUM) && !self.fs.options.ignore_data_csums;
-        let mut copy = Copy {
-            id,
-            path: folder.path_of(name),
-            spot,
-            size: if lost.is_some() { u64::MAX } else { meta.inode.size },
-            checked,
-            end: 0,
-            bad: Vec::new(),
-            unverified: false,
-        };
         if let Some(spot) = &copy.spot {
             let temp = format!(".varve-export-{}-{}", id.root, id.ino).into_bytes();
             self.push(Op::Create { spot: spot.clone(), temp }).await;
@@ -210,12 +286,30 @@ impl<D: BlockDevice> Walk<'_, D> {
         let mut next = extent;
         while let Some(item) = next {
             if (item.key().objectid, item.key().kind) == (id.ino, ItemType::EXTENT_DATA) {
+                copy.oldest = stale::oldest(copy.oldest, item.age);
                 self.extent(&mut copy, &item).await;
             }
             next = scan.next_to(last).await;
         }
+        match copy.age {
+            Some(age) if lost.is_none() && copy.newest > age.generation => {
+                let why = format!(
+                    "size, mode, owner and times are of generation {}, and extents of {}",
+                    age.generation, copy.newest
+                );
+                copy.bad.push(Range { at: copy.end, len: 0, why });
+                copy.size = copy.end.max(meta.inode.size);
+            }
+            Some(_) if lost.is_none() => copy.size = meta.inode.size,
+            _ => (),
+        }
         missing(&mut copy, &scan, last);
-        if let Some(why) = lost {
+        if let Some((why, FileType::Regular)) = &lost
+            && let (Some(size), true) = (copy.inline, copy.bad.is_empty())
+        {
+            copy.size = size;
+            copy.bare = Some(format!("mode, owner and times are lost: {why}"));
+        } else if let Some((why, _)) = lost {
             let why = format!("size, mode, owner and times are lost: {why}");
             copy.bad.push(Range { at: copy.end, len: 0, why });
             copy.size = copy.end;
@@ -232,6 +326,10 @@ impl<D: BlockDevice> Walk<'_, D> {
             self.report.problems.push(Problem { path, kind, ranges, why });
         } else if copy.unverified {
             self.problem(copy.path, ProblemKind::Unverified, "checksums are missing");
+        } else if let Some(why) = copy.bare {
+            self.problem(copy.path, ProblemKind::Bare, why);
+        } else if let Some(generation) = copy.oldest {
+            self.older(copy.path, generation);
         }
         if copy.spot.is_some() {
             if damaged {
@@ -251,6 +349,13 @@ impl<D: BlockDevice> Walk<'_, D> {
                 return;
             }
         };
+        copy.inline = match extent.body {
+            Body::Inline(_) if at == 0 && copy.end == 0 => Some(extent.ram_bytes),
+            _ => None,
+        };
+        if item.age.is_none() {
+            copy.newest = copy.newest.max(extent.generation);
+        }
         let len = extent.file_len().min(copy.size.saturating_sub(at));
         if len == 0 {
             return;
@@ -263,10 +368,15 @@ impl<D: BlockDevice> Walk<'_, D> {
             Body::Prealloc(_) => (),
             Body::Regular(place) if place.is_hole() => (),
             Body::Inline(bytes) => self.inline(copy, &extent, bytes, (at, len)).await,
-            Body::Regular(place) => match extent.compression {
-                Compression::None => self.plain(copy, &place, at, len).await,
-                how => self.packed(copy, how, extent.ram_bytes, &place, (at, len)).await,
-            },
+            Body::Regular(place) => {
+                match self.trust(copy.has_sums, item, extent.generation, &place).await {
+                    Ok(trust) if extent.compression == Compression::None => {
+                        self.plain(copy, trust, &place, (at, len)).await;
+                    }
+                    Ok(trust) => self.packed(copy, trust, &extent, &place, (at, len)).await,
+                    Err(why) => copy.bad.push(Range { at, len, why }),
+                }
+            }
         }
     }
 
@@ -299,7 +409,13 @@ impl<D: BlockDevice> Walk<'_, D> {
         self.push(Op::Write(part)).await;
     }
 
-    async fn plain(&mut self, copy: &mut Copy, place: &OnDisk, at: u64, len: u64) {
+    async fn plain(
+        &mut self,
+        copy: &mut Copy,
+        trust: Trust,
+        place: &OnDisk,
+        (at, len): (u64, u64),
+    ) {
         let sector = u64::from(self.fs.volume.rules.sectorsize);
         let end = place.offset.checked_add(place.num_bytes);
         if end.is_none_or(|end| end > place.disk_num_bytes) {
@@ -319,7 +435,7 @@ impl<D: BlockDevice> Walk<'_, D> {
             let skip = to_usize(start % sector);
             let whole = (skip + want).next_multiple_of(to_usize(sector));
             let mut bytes = vec![0; whole];
-            let quality = self.data.read(self.fs, logical, &mut bytes, copy.checked, &owner).await;
+            let quality = self.data.read(self.fs, logical, &mut bytes, trust, &owner).await;
             copy.unverified |= quality.unverified;
             copy.bad.extend(quality.bad.into_iter().map(|range| {
                 let from = at + done + range.at;
@@ -337,11 +453,12 @@ impl<D: BlockDevice> Walk<'_, D> {
     async fn packed(
         &mut self,
         copy: &mut Copy,
-        how: Compression,
-        ram_bytes: u64,
+        trust: Trust,
+        extent: &FileExtent<'_>,
         place: &OnDisk,
         (at, len): (u64, u64),
     ) {
+        let (how, ram_bytes) = (extent.compression, extent.ram_bytes);
         let end = place.offset.checked_add(place.num_bytes);
         if ram_bytes > MAX_UNCOMPRESSED
             || place.disk_num_bytes > MAX_UNCOMPRESSED
@@ -355,7 +472,7 @@ impl<D: BlockDevice> Walk<'_, D> {
         let offset = at.wrapping_sub(place.offset);
         let owner = Owner { root: copy.id.root, inode: copy.id.ino, offset };
         let at_disk = place.disk_bytenr;
-        let quality = self.data.read(self.fs, at_disk, &mut bytes, copy.checked, &owner).await;
+        let quality = self.data.read(self.fs, at_disk, &mut bytes, trust, &owner).await;
         copy.unverified |= quality.unverified;
         if let Some(first) = quality.bad.into_iter().next() {
             // One bad sector spoils what was packed with it.
@@ -368,20 +485,37 @@ impl<D: BlockDevice> Walk<'_, D> {
     }
 }
 
-/// What lost blocks may have held of the file.
+/// What lost blocks may have held of the file, and what older states cannot be trusted with: extents of
+/// one time do not go with an inode item of another, unless the file was not changed in between.
 fn missing<D: BlockDevice>(copy: &mut Copy, scan: &Scan<'_, D>, last: Key) {
-    let id = copy.id;
-    let first = Key::new(id.ino, ItemType::EXTENT_DATA, 0);
-    for gap in scan.gaps.iter().filter(|gap| gap.touches(first, last)) {
-        let inside = |key: Key| (key.objectid, key.kind) == (id.ino, ItemType::EXTENT_DATA);
-        let at = if inside(gap.from) { gap.from.offset } else { 0 };
-        let to = if inside(gap.to) { gap.to.offset } else { copy.size };
-        let to = to.min(if copy.size == u64::MAX { at.max(copy.end) } else { copy.size });
-        if at < to || copy.size == u64::MAX {
-            copy.bad.push(Range { at, len: to.saturating_sub(at), why: gap.why.clone() });
+    let first = Key::new(copy.id.ino, ItemType::EXTENT_DATA, 0);
+    for Met { gap, filled } in scan.gaps.iter().filter(|met| met.gap.touches(first, last)) {
+        for (from, to) in filled.holes_in(first, last) {
+            lost_range(copy, *from, *to, gap.why.clone());
+        }
+        for Patch { from, to, age: Age { generation, .. }, .. } in filled.patches_in(first, last) {
+            let later = copy.age.is_some_and(|age| age.generation < *generation);
+            if copy.transid > *generation || later {
+                let why = format!(
+                    "of generation {generation}, and the file was changed in {}",
+                    copy.transid
+                );
+                lost_range(copy, *from, *to, why);
+            }
         }
     }
     copy.bad.sort_by_key(|range| range.at);
+}
+
+/// The bytes whose extents have keys `from` to before `to`.
+fn lost_range(copy: &mut Copy, from: Key, to: Key, why: String) {
+    let inside = |key: Key| (key.objectid, key.kind) == (copy.id.ino, ItemType::EXTENT_DATA);
+    let at = if inside(from) { from.offset } else { 0 };
+    let to = if inside(to) { to.offset } else { copy.size };
+    let to = to.min(if copy.size == u64::MAX { at.max(copy.end) } else { copy.size });
+    if at < to || copy.size == u64::MAX {
+        copy.bad.push(Range { at, len: to.saturating_sub(at), why });
+    }
 }
 
 /// For a file whose inode item is lost: readable by its new owner alone.

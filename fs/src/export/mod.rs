@@ -12,12 +12,17 @@
 //! * The first bad block is not the last word: the keys it held are noted, and the walk goes on behind
 //!   it; names are also looked for by their hashes, and files whose folder entry was lost are put
 //!   where their own back reference says they were.
+//! * What older states of a tree have of a lost block is taken from there and listed as *older*, with the
+//!   generation. Nothing replaces what the tree says today, or brings back what was removed since where
+//!   the tree still shows that.
 //! * Nothing is written outside the destination, see [`sink`]; nothing at all to the device.
 //! * A second run takes up where the first ended: whole files are left alone.
 
 mod chunks;
 mod data;
 mod file;
+mod names;
+mod older;
 mod open;
 mod pipe;
 mod place;
@@ -25,6 +30,7 @@ mod report;
 mod roots;
 mod scan;
 mod sink;
+mod stale;
 mod walk;
 
 pub use open::{RescueOptions, Rescued, open_rescue};
@@ -59,6 +65,8 @@ pub struct Options {
     pub overwrite: bool,
     /// Only look.
     pub dry_run: bool,
+    /// What the trees say today, and nothing of older states of them.
+    pub no_older_roots: bool,
     /// Only files for which this says yes.
     pub filter: Option<Filter>,
 }
@@ -69,6 +77,7 @@ impl std::fmt::Debug for Options {
             .field("snapshots", &self.snapshots)
             .field("overwrite", &self.overwrite)
             .field("dry_run", &self.dry_run)
+            .field("no_older_roots", &self.no_older_roots)
             .field("filter", &self.filter.is_some())
             .finish()
     }
@@ -88,7 +97,10 @@ pub async fn export<D: BlockDevice>(
     options: &Options,
     progress: Progress<'_>,
 ) -> Result<Report> {
-    let bad = BadBlocks::default();
+    let bad = match options.no_older_roots {
+        true => BadBlocks::default(),
+        false => BadBlocks::asking_older(),
+    };
     let trees = FileTrees::read(fs, &bad).await;
     let manner = Manner {
         overwrite: options.overwrite,

@@ -297,7 +297,7 @@ async fn leads_to_files<D: BlockDevice>(fs: &Fs<D>) -> Result<()> {
     match scan.next_to(Key::MAX).await {
         Some(_) => Ok(()),
         None => {
-            let why = scan.gaps.first().map(|gap| gap.why.clone());
+            let why = scan.gaps.first().map(|met| met.gap.why.clone());
             Err(Error::corrupt(why.unwrap_or_else(|| "the file tree is empty".into())))
         }
     }

@@ -13,10 +13,15 @@ pub struct Range {
 /// What is not as it was on the disk.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum ProblemKind {
-    /// Parts are missing: the copy is named `NAME.damaged`, the missing ranges are zero.
+    /// Parts are missing: the copy is named `NAME.damaged`, the missing ranges are zero, or of an older
+    /// state where that is the reason.
     Damaged,
     /// Copied whole, but there are no checksums to compare with.
     Unverified,
+    /// Copied whole, but as it was some commits ago: what the tree says today is lost.
+    Older,
+    /// The content is whole, and nothing else is known of it.
+    Bare,
     /// Names below are missing.
     Directory,
     /// Nothing was written.
@@ -28,6 +33,8 @@ impl ProblemKind {
         match self {
             ProblemKind::Damaged => "damaged",
             ProblemKind::Unverified => "unverified",
+            ProblemKind::Older => "older",
+            ProblemKind::Bare => "bare",
             ProblemKind::Directory => "incomplete",
             ProblemKind::NotWritten => "not written",
         }
@@ -61,6 +68,8 @@ pub struct Report {
     pub left_out: u64,
     /// Files that hang nowhere any more, written below `varve-lost+found`.
     pub reattached: u64,
+    /// Names and files that only an older state has, and that were removed since: not written.
+    pub removed_since: u64,
     /// Snapshots that were not asked for.
     pub snapshots_left_out: Vec<Vec<u8>>,
     /// Attributes that the destination does not take.

@@ -39,6 +39,7 @@ impl FileTrees {
             match kind {
                 ItemType::ROOT_ITEM => {
                     let Ok(root) = Root::parse(item.data()) else { continue };
+                    bad.put_stale(id, item.age);
                     trees.add(id, &root);
                 }
                 ItemType::ROOT_BACKREF if RootRef::parse(item.data()).is_ok() => {

@@ -1,7 +1,9 @@
 //! The reading half of an export: from folder to folder, and what hangs nowhere at the end.
 
 use super::data::DataReader;
-use super::file::Copying;
+use super::file::{Copying, Said};
+use super::names::{Name, Today};
+use super::older::Age;
 use super::pipe::Pipe;
 use super::place::{Folder, InodeSet, is_one_name};
 use super::report::{Problem, ProblemKind, Report};
@@ -31,14 +33,6 @@ enum Step {
     Leave(Rc<Folder>, Meta),
 }
 
-/// A name in a folder, before it is known what it leads to.
-struct Name {
-    name: Vec<u8>,
-    target: InodeId,
-    kind: FileType,
-    subvolume: bool,
-}
-
 /// The folder that was opened last.
 struct Open {
     folder: Rc<Folder>,
@@ -60,6 +54,10 @@ pub(crate) struct Walk<'a, D: BlockDevice> {
     tops: BTreeMap<u64, Rc<Folder>>,
     dest: Arc<OwnedFd>,
     open: Option<Open>,
+    /// Folders some of whose names are lost.
+    pub(crate) incomplete: BTreeSet<(u64, u64)>,
+    /// The extent tree, once it was asked for.
+    pub(crate) extents: Option<Option<Tree>>,
     seen: InodeSet,
     steps: Vec<Step>,
     progress: Progress<'a>,
@@ -86,6 +84,8 @@ impl<'a, D: BlockDevice> Walk<'a, D> {
             tops: BTreeMap::new(),
             dest: Arc::new(dest),
             open: None,
+            incomplete: BTreeSet::new(),
+            extents: None,
             seen: InodeSet::default(),
             steps: Vec::new(),
             progress,
@@ -233,7 +233,10 @@ impl<'a, D: BlockDevice> Walk<'a, D> {
         if id.ino == objectid::FIRST_FREE {
             self.tops.insert(id.root, Rc::clone(&folder));
         }
-        let meta = self.status(&tree, id).await;
+        let (meta, age) = self.status(&tree, id).await;
+        if let Some(age) = age.or_else(|| self.bad.stale(id.root)) {
+            self.older(folder.path(), age.generation);
+        }
         match meta {
             Some(meta) if meta.inode.file_type() == FileType::Directory => {
                 self.steps.push(Step::Leave(Rc::clone(&folder), meta));
@@ -270,67 +273,24 @@ impl<'a, D: BlockDevice> Walk<'a, D> {
         }
     }
 
-    /// Inode item and attributes; `None` when the item is lost.
-    async fn status(&self, tree: &Tree, id: InodeId) -> Option<Meta> {
+    /// Inode item and attributes, `None` when the item is lost; and how old the item is.
+    async fn status(&self, tree: &Tree, id: InodeId) -> (Option<Meta>, Option<Age>) {
         let key = |kind, offset| Key::new(id.ino, kind, offset);
         let first = key(ItemType::INODE_ITEM, 0);
         let mut scan = Scan::seek(&self.fs.volume, self.bad, tree, first).await;
-        let mut meta = None;
+        let (mut meta, mut age) = (None, None);
         let mut xattrs = Vec::new();
         while let Some(item) = scan.next_to(key(ItemType::XATTR_ITEM, u64::MAX)).await {
             match item.key().kind {
-                ItemType::INODE_ITEM => meta = Inode::parse(item.data()).ok(),
+                ItemType::INODE_ITEM => {
+                    meta = Inode::parse(item.data()).ok();
+                    age = item.age;
+                }
                 ItemType::XATTR_ITEM => add_xattrs(&mut xattrs, item.data()),
                 _ => (),
             }
         }
-        meta.map(|inode| Meta { inode, xattrs })
-    }
-
-    /// The names in a folder: by the index, and where that has gaps also by the hashes of the names,
-    /// which stand elsewhere in the tree.
-    async fn names(&mut self, tree: &Tree, id: InodeId, folder: &Rc<Folder>) -> Vec<Name> {
-        let mut names = Vec::new();
-        let lost = self.names_in(tree, id, ItemType::DIR_INDEX, &mut names).await;
-        let Some(why) = lost else { return names };
-        let known: BTreeSet<Vec<u8>> = names.iter().map(|name| name.name.clone()).collect();
-        let mut by_hash = Vec::new();
-        let lost_too = self.names_in(tree, id, ItemType::DIR_ITEM, &mut by_hash).await;
-        names.extend(by_hash.into_iter().filter(|name| !known.contains(&name.name)));
-        if lost_too.is_some() {
-            self.problem(
-                folder.path(),
-                ProblemKind::Directory,
-                format!("names may be missing: {why}"),
-            );
-        }
-        names
-    }
-
-    /// Adds the names of one kind of item; what was lost on the way.
-    async fn names_in(
-        &self,
-        tree: &Tree,
-        id: InodeId,
-        kind: ItemType,
-        names: &mut Vec<Name>,
-    ) -> Option<String> {
-        let (first, last) = (Key::new(id.ino, kind, 0), Key::new(id.ino, kind, u64::MAX));
-        let mut scan = Scan::seek(&self.fs.volume, self.bad, tree, first).await;
-        let mut damaged = None;
-        while let Some(item) = scan.next_to(last).await {
-            if (item.key().objectid, item.key().kind) != (id.ino, kind) {
-                continue; // out of order, in a block that broke a rule
-            }
-            for entry in DirItem::each(item.data()) {
-                match entry {
-                    Ok(entry) => names.push(named(id, &entry)),
-                    Err(wrong) => damaged = Some(wrong.to_string()),
-                }
-            }
-        }
-        let gap = scan.gaps.iter().find(|gap| gap.touches(first, last));
-        damaged.or_else(|| gap.map(|gap| gap.why.clone()))
+        (meta.map(|inode| Meta { inode, xattrs }), age)
     }
 
     /// Deals with one name; a folder is returned as a step for later.
@@ -343,10 +303,25 @@ impl<'a, D: BlockDevice> Walk<'a, D> {
         if name.subvolume {
             return self.subvolume(folder, dir, &name);
         }
+        // Of a subvolume that is all of an older state, so is every name.
+        let mut then = name.age.filter(|_| self.bad.stale(dir.root).is_none());
+        if then.is_some()
+            && let Some(tree) = self.tree(dir.root)
+        {
+            match self.today(&tree, dir.ino, &name).await {
+                Today::There => then = None,
+                Today::Unknown => (),
+                Today::Gone => {
+                    self.report.removed_since += 1;
+                    return None;
+                }
+            }
+        }
         if name.kind == FileType::Directory {
             return Some(Step::Enter(folder.child(&name.name), name.target));
         }
-        match self.copy(folder, &name.name, name.target).await {
+        let said = Said { kind: name.kind, age: then };
+        match self.copy(folder, &name.name, name.target, said).await {
             Copying::Done => {
                 self.seen.insert(name.target.root, name.target.ino);
                 None
@@ -381,7 +356,8 @@ impl<'a, D: BlockDevice> Walk<'a, D> {
     async fn reattach(&mut self, id: u64) {
         let Some(tree) = self.tree(id) else { return };
         let mut scan = Scan::seek(&self.fs.volume, self.bad, &tree, Key::MIN).await;
-        let mut unreached = BTreeSet::new();
+        // And whether anything of it is of today.
+        let mut unreached: BTreeMap<u64, bool> = BTreeMap::new();
         let last = Key::new(objectid::LAST_FREE, ItemType::EXTENT_DATA, u64::MAX);
         while let Some(item) = scan.next_to(last).await {
             let Key { objectid: ino, kind, .. } = item.key();
@@ -394,25 +370,37 @@ impl<'a, D: BlockDevice> Walk<'a, D> {
                     self.seen.insert(id, ino);
                 }
                 ItemType::INODE_ITEM | ItemType::EXTENT_DATA | ItemType::DIR_INDEX => {
-                    unreached.insert(ino);
+                    *unreached.entry(ino).or_default() |= item.age.is_none();
                 }
                 _ => (),
             }
         }
-        for ino in unreached {
+        let stale = self.bad.stale(id).is_some();
+        for (ino, today) in unreached {
             if self.full.is_some() || self.seen.contains(id, ino) {
+                continue;
+            }
+            if !today && !stale && self.has_left(&tree, ino).await {
+                self.report.removed_since += 1;
                 continue;
             }
             let target = InodeId { root: id, ino };
             let (folder, name) = self.place_of(&tree, ino).await;
             self.report.reattached += 1;
-            if self.copy(&folder, &name, target).await == Copying::IsDirectory {
+            if self.copy(&folder, &name, target, Said::NOTHING).await == Copying::IsDirectory {
                 self.steps.push(Step::Enter(folder.child(&name), target));
                 self.run_steps().await;
             } else {
                 self.seen.insert(id, ino);
             }
         }
+    }
+
+    /// Whether an inode that only an older state has is gone since: its folder is whole, and was walked
+    /// without coming to it.
+    async fn has_left(&self, tree: &Tree, ino: u64) -> bool {
+        let Some((parent, _)) = self.own_name(tree, ino).await else { return false };
+        self.seen.contains(tree.id, parent) && !self.incomplete.contains(&(tree.id, parent))
     }
 
     /// The place of an inode by the names that it and its parents have of themselves; where that
@@ -464,16 +452,6 @@ impl<'a, D: BlockDevice> Walk<'a, D> {
         }
         None
     }
-}
-
-fn named(dir: InodeId, entry: &DirItem<'_>) -> Name {
-    let subvolume = entry.is_subvolume();
-    let target = match subvolume {
-        true => InodeId::root_of(entry.location.objectid),
-        false => InodeId { root: dir.root, ino: entry.location.objectid },
-    };
-    let kind = FileType::from_dir_type(entry.kind);
-    Name { name: entry.name.to_vec(), target, kind, subvolume }
 }
 
 pub(crate) fn add_xattrs(to: &mut Vec<(Vec<u8>, Vec<u8>)>, item: &[u8]) {

@@ -18,6 +18,7 @@ mod zero_log;
 pub use chunks::{Agreement, ChunkScan, ChunkSource, FoundChunk, scan_chunks};
 pub use describe::{Fields, Value, describe};
 pub use find_root::Candidate;
+pub(crate) use find_root::find_roots;
 pub use log::{LogEntry, LogTree};
 pub use reader::{Block, Inspector, RootEntry, Step, Walk};
 pub use supers::{SuperCopy, super_copies};

@@ -2,6 +2,7 @@
 
 use crate::image::{Tree, assert_same, golden, in_sim, open, walk};
 use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use varve_block::dev::Mem;
@@ -9,7 +10,7 @@ use varve_block::{Prng, Rt};
 use varve_fs::export::{Options, ProblemKind, Report, RescueOptions, export, open_rescue};
 use varve_fs::format::chunk::GroupFlags;
 use varve_fs::format::superblock::Superblock;
-use varve_fs::inspect::{Inspector, scan_chunks};
+use varve_fs::inspect::{Inspector, Step, Walk, scan_chunks};
 use varve_fs::{ErrorKind, Fs, Logical};
 
 async fn run(rt: &Rt, fs: &Fs<Mem>, dest: &Path, options: Options) -> Report {
@@ -190,12 +191,13 @@ fn s10_with_blocks_lost_everywhere_nothing_wrong_is_called_whole() {
             for (path, sum) in &strict {
                 assert_eq!(found.get(path), Some(sum), "{}", path.escape_ascii());
             }
-            let unverified = report.count(ProblemKind::Unverified);
+            let unverified =
+                report.count(ProblemKind::Unverified) + report.count(ProblemKind::Older);
             let wrong = found
                 .iter()
                 .filter(|(path, _)| expected.contains_key(*path))
                 .filter(|(path, sum)| expected.get(*path) != Some(sum));
-            assert!(wrong.count() <= unverified, "wrong, and not said to be unverified");
+            assert!(wrong.count() <= unverified, "wrong, and not said to be unverified or old");
             assert!(found.len() >= strict.len());
             assert!(!report.is_whole());
         });
@@ -297,4 +299,53 @@ fn chunks_of_a_scan_lead_to_the_same_files() {
         assert!(run(&rt, &rescued.fs, dir.path(), Options::default()).await.is_whole());
         assert_same(&on_host(dir.path()), &crate::expected());
     });
+}
+
+/// Each leaf of the file tree is lost once, in all copies. What older roots still have is more, and never
+/// passed for what the tree says today.
+#[test]
+fn what_a_lost_leaf_held_is_taken_from_older_roots() {
+    in_sim(|rt| async move {
+        let (fs, expected) = (open(golden()).await, crate::expected());
+        let inspector = Inspector::open(golden(), 0).await.unwrap();
+        let roots = inspector.roots().await;
+        let mut walk = Walk::new(roots.iter().find(|root| root.id == fs.top().root).unwrap().root);
+        let (mut with, mut without) = (0, 0);
+        while let Some(step) = walk.next(&inspector).await {
+            let Step::Block(block) = step else { panic!("the image is whole") };
+            if block.header.level > 0 {
+                continue;
+            }
+            let device = golden();
+            for copy in fs.chunks().map(block.at, 1).unwrap().copies {
+                device.poke(copy.byte + 200, b"damage");
+            }
+            let options = RescueOptions::default();
+            let rescued = open_rescue(vec![device], &options, &mut |_, _| ()).await.unwrap();
+            for no_older_roots in [true, false] {
+                let dir = tempfile::tempdir().unwrap();
+                let options = Options { no_older_roots, ..Options::default() };
+                let report = run(&rt, &rescued.fs, dir.path(), options).await;
+                let older = report.problems.iter().filter(|p| p.kind == ProblemKind::Older);
+                let older: BTreeSet<_> =
+                    older.map(|problem| [b"/", &problem.path[..]].concat()).collect();
+                assert!(!no_older_roots || older.is_empty());
+                let mut found = on_host(dir.path());
+                found.retain(|path, _| !is_damaged_copy(path));
+                let right = |path: &Vec<u8>, sum| expected.get(path) == Some(sum);
+                for (path, sum) in &found {
+                    let said = right(path, sum) || older.contains(path) || is_lost(path);
+                    assert!(said, "leaf {}: {}", block.at, path.escape_ascii());
+                }
+                let right = found.iter().filter(|(path, sum)| right(path, sum)).count();
+                *(if no_older_roots { &mut without } else { &mut with }) += right;
+            }
+        }
+        println!("{with} files with older roots, {without} without");
+        assert!(with > without);
+    });
+}
+
+fn is_lost(path: &[u8]) -> bool {
+    path.starts_with(b"/varve-lost+found/")
 }

@@ -64,7 +64,8 @@ pub(crate) struct Damage {
 }
 
 pub(crate) fn every_damage() -> Vec<Damage> {
-    let of = |name, mkfs, devices, harm| Damage { name, mkfs, devices, then: "", cut_after: None, harm };
+    let of =
+        |name, mkfs, devices, harm| Damage { name, mkfs, devices, then: "", cut_after: None, harm };
     let dup: &[_] = &["-m", "dup", "-n", "4k"];
     let single: &[_] = &["-m", "single", "-n", "4k"];
     let raid1: &[_] = &["-m", "raid1", "-d", "raid1"];
@@ -95,8 +96,7 @@ pub(crate) fn every_damage() -> Vec<Damage> {
 }
 
 const METADATA: GroupFlags = GroupFlags::METADATA;
-const LEAVES: fn(&Disk) =
-    |disk| disk.lose_blocks("fs", |n, level| level == 0 && n % 7 == 3);
+const LEAVES: fn(&Disk) = |disk| disk.lose_blocks("fs", |n, level| level == 0 && n % 7 == 3);
 
 impl Damage {
     /// Makes the disk, harms it, and lets both tools look at it.

@@ -6,6 +6,8 @@ use std::fmt;
 
 use super::both::{Files, Rescued};
 
+const LOST_AND_FOUND: &[u8] = b"varve-lost+found/";
+
 /// What came of one image.
 #[derive(Clone, Debug)]
 pub(crate) struct Line {
@@ -52,7 +54,13 @@ impl Line {
             right.map(|(path, content)| (path.clone(), content.clone())).collect()
         };
         let (right_theirs, right_ours) = (right(theirs), right(ours));
-        let said = |path: &Vec<u8>| unsure.contains(path) || right_ours.contains_key(path);
+        // Whose folder is lost keeps its content.
+        let elsewhere = |path: &Vec<u8>| {
+            path.starts_with(LOST_AND_FOUND) && truth.values().any(|file| *file == ours[path])
+        };
+        let said = |path: &Vec<u8>| {
+            right_ours.contains_key(path) || unsure.contains(path) || elsewhere(path)
+        };
         let unsaid = whole(ours).filter(|path| !said(path));
         let lacking = right_theirs.keys().filter(|path| !right_ours.contains_key(*path));
         Line {

@@ -50,6 +50,10 @@ pub struct FsExport {
     /// Start from the root tree whose root is at this logical address: an older state
     #[arg(long, value_name = "BYTE")]
     pub root_block: Option<u64>,
+    /// Of a lost tree block, write nothing that only older roots of the tree have. Default: it is written,
+    /// and listed with its generation
+    #[arg(long)]
+    pub no_older_roots: bool,
     /// Take the chunks from a scan of the devices, as chunk-recover lists them. Done in any case where
     /// the chunk tree cannot be read
     #[arg(long)]

@@ -41,6 +41,7 @@ pub(super) async fn run(rt: &Rt, mut args: FsExport) -> anyhow::Result<Outcome> 
         snapshots: !args.no_snapshots,
         overwrite: args.overwrite,
         dry_run: args.dry_run,
+        no_older_roots: args.no_older_roots,
         filter,
     };
     let bar = bar(&fs, args.json);
@@ -161,7 +162,13 @@ fn print(report: &Report, dry_run: bool) -> anyhow::Result<()> {
     }
     for gap in &report.lost_blocks {
         let (tree, block) = (gap.tree, gap.block);
-        writeln!(out, "lost block  tree {tree} block {block} keys {} to {}", gap.from, gap.to)?;
+        write!(out, "lost block  tree {tree} block {block} keys {} to {}", gap.from, gap.to)?;
+        if !gap.older.is_empty() {
+            let how_much = if gap.filled { "" } else { "in part " };
+            let from: Vec<String> = gap.older.iter().map(u64::to_string).collect();
+            write!(out, ": {how_much}from generation {}", from.join(", "))?;
+        }
+        writeln!(out)?;
     }
     for what in &report.suspicious {
         writeln!(out, "suspicious  {what}")?;
@@ -187,6 +194,9 @@ fn print(report: &Report, dry_run: bool) -> anyhow::Result<()> {
         (report.attributes_not_set, "attributes not taken by the destination"),
         (report.damaged() as u64, "damaged"),
         (report.count(ProblemKind::Unverified) as u64, "unverified"),
+        (report.count(ProblemKind::Older) as u64, "from older roots"),
+        (report.count(ProblemKind::Bare) as u64, "without mode, owner and times"),
+        (report.removed_since, "of older roots left out, as they were removed since"),
         (report.count(ProblemKind::Directory) as u64, "folders incomplete"),
         (report.count(ProblemKind::NotWritten) as u64, "not written"),
         (report.lost_blocks.len() as u64, "tree blocks lost"),
@@ -222,6 +232,8 @@ fn as_json(report: &Report, notes: &[String]) -> Value {
             "from": gap.from.to_string(),
             "to": gap.to.to_string(),
             "reason": gap.why,
+            "older": gap.older,
+            "filled": gap.filled,
         })
     });
     json!({
@@ -234,6 +246,7 @@ fn as_json(report: &Report, notes: &[String]) -> Value {
         "already_there": report.already_there,
         "left_out": report.left_out,
         "reattached": report.reattached,
+        "removed_since": report.removed_since,
         "attributes_not_set": report.attributes_not_set,
         "snapshots_left_out":
             report.snapshots_left_out.iter().map(|path| text(path)).collect::<Vec<_>>(),
