@@ -37,7 +37,7 @@ impl Fake {
 /// The transfer cut to `most` bytes, really done.
 fn short(op: &mut Op, most: usize) -> io::Result<Outcome> {
     let count = match op {
-        Op::Read { file, at, buf, from } => {
+        Op::Read { file, at, buf, from, .. } => {
             let end = buf.len().min(*from + most);
             rustix::io::pread(file, &mut buf[*from..end], *at)?
         }

@@ -33,11 +33,22 @@ impl File {
     ///
     /// # Errors
     /// `UnexpectedEof` when the file ends before.
-    pub async fn read_at(&self, at: u64, mut buf: IoBuf) -> io::Result<IoBuf> {
+    pub async fn read_at(&self, at: u64, buf: IoBuf) -> io::Result<IoBuf> {
+        self.read_somehow(at, buf, false).await
+    }
+
+    /// As [`File::read_at`], copied beside this lane by the host's threads. That costs a switch from
+    /// thread to thread.
+    pub async fn read_aside_at(&self, at: u64, buf: IoBuf) -> io::Result<IoBuf> {
+        self.read_somehow(at, buf, true).await
+    }
+
+    async fn read_somehow(&self, at: u64, mut buf: IoBuf, aside: bool) -> io::Result<IoBuf> {
         let mut patience = Patience::new();
         let mut done = 0;
         while done < buf.len() {
-            let op = Op::Read { file: Arc::clone(&self.fd), at: at + done as u64, buf, from: done };
+            let (file, at) = (Arc::clone(&self.fd), at + done as u64);
+            let op = Op::Read { file, at, buf, from: done, aside };
             let (op, result) = self.rt.submit(op).await;
             let Op::Read { buf: back, .. } = op else {
                 unreachable!("an operation comes back as it went");

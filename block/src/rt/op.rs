@@ -38,12 +38,14 @@ pub enum Allocate {
 /// `uring.rs`, and an answer in `threads.rs`.
 #[derive(Debug)]
 pub(crate) enum Op {
-    /// Into `buf[from..]`, from byte `at`.
+    /// Into `buf[from..]`, from byte `at`. `aside`: another thread of the host's is to copy the bytes,
+    /// where they would be copied by this one.
     Read {
         file: Fd,
         at: u64,
         buf: IoBuf,
         from: usize,
+        aside: bool,
     },
     /// `data[from..]` to byte `at`.
     Write {
@@ -362,7 +364,7 @@ mod tests {
     fn op(pool: &BufPool) -> Op {
         let buf = pool.try_take(Sectors(8)).expect("the pool has room");
         let file = Arc::new(std::fs::File::open("/dev/null").unwrap().into());
-        Op::Read { file, at: 0, buf, from: 0 }
+        Op::Read { file, at: 0, buf, from: 0, aside: false }
     }
 
     #[test]

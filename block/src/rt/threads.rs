@@ -183,7 +183,7 @@ fn serve(queue: &Receiver<Job>, finished: &Finished) {
 /// A file operation, on a worker.
 pub(super) fn blocking(op: &mut Op) -> io::Result<Outcome> {
     let count = match op {
-        Op::Read { file, at, buf, from } => rustix::io::pread(file, &mut buf[*from..], *at)?,
+        Op::Read { file, at, buf, from, .. } => rustix::io::pread(file, &mut buf[*from..], *at)?,
         Op::Write { file, at, data, from, dsync } => {
             let flags = if *dsync { ReadWriteFlags::DSYNC } else { ReadWriteFlags::empty() };
             rustix::io::pwritev2(file, &[IoSlice::new(&data[*from..])], *at, flags)?

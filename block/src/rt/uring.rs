@@ -212,11 +212,13 @@ fn len_u32(len: usize) -> u32 {
 fn entry(op: &mut Op, message: &mut Option<Box<Message>>) -> squeue::Entry {
     let fd = |fd: &Arc<OwnedFd>| types::Fd(fd.as_raw_fd());
     match op {
-        Op::Read { file, at, buf, from } => {
+        Op::Read { file, at, buf, from, aside } => {
             let len = len_u32(buf.len() - *from);
+            let how = if *aside { squeue::Flags::ASYNC } else { squeue::Flags::empty() };
             opcode::Read::new(fd(file), buf.as_io_ptr().wrapping_add(*from), len)
                 .offset(*at)
                 .build()
+                .flags(how)
         }
         Op::Write { file, at, data, from, dsync } => {
             let part = &data[*from..];

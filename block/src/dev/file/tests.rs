@@ -289,6 +289,46 @@ fn a_failed_fua_write_counts_as_a_failed_flush_unless_there_was_no_room() {
 }
 
 #[test]
+fn large_reads_of_a_file_that_is_only_read_are_copied_aside_and_no_others() {
+    let (_dir, path) = image(0);
+    let bytes: Vec<u8> = (0..1u32 << 20).flat_map(u32::to_le_bytes).collect();
+    std::fs::write(&path, &bytes).unwrap();
+    let reading = FileOptions { read_only: true, ..at_once() };
+    each_engine(|rt| {
+        let (path, bytes, reading) = (path.clone(), bytes.clone(), reading.clone());
+        async move {
+            let device = FileDevice::open(&rt, &path, reading).await.unwrap();
+            let pool = BufPool::new(0);
+            let read = async |n: usize| {
+                let buf = pool.take(ASIDE_MIN).await;
+                let back = device.read(Sector(ASIDE_MIN.0 * n as u64), buf).await.unwrap();
+                assert!(back[..] == bytes[n * ASIDE_MIN.byte_len()..][..back.len()], "part {n}");
+            };
+            join_all((0..16).map(read).collect::<Vec<_>>()).await;
+        }
+    });
+    let small = Sectors(ASIDE_MIN.0 - 8);
+    for (options, len, wanted) in
+        [(reading.clone(), ASIDE_MIN, true), (reading, small, false), (at_once(), ASIDE_MIN, false)]
+    {
+        let seen = Rc::new(RefCell::new(Vec::new()));
+        let (noted, path) = (Rc::clone(&seen), path.clone());
+        let judge = move |op: &crate::rt::HostOp| {
+            if let crate::rt::HostOp::Read { aside, .. } = op {
+                noted.borrow_mut().push(*aside);
+            }
+            Verdict::Do
+        };
+        run_on_fake(judge, move |rt| async move {
+            let device = FileDevice::open(&rt, &path, options).await.unwrap();
+            let pool = BufPool::new(0);
+            device.read(Sector(0), pool.take(len).await).await.unwrap();
+        });
+        assert_eq!(*seen.borrow(), [wanted], "{len:?}");
+    }
+}
+
+#[test]
 fn short_and_interrupted_transfers_are_finished_or_fail() {
     let (_dir, path) = image(1 << 20);
     let mut n = 0;
