@@ -96,6 +96,7 @@ mod holes;
 mod image;
 mod inode;
 pub mod inspect;
+mod lent;
 mod mkfs;
 pub mod owners;
 mod paths;

@@ -31,13 +31,23 @@ impl<D: BlockDevice> Volume<D> {
         mirror: usize,
         len: usize,
     ) -> Result<Fetched> {
-        if let Some((device, range)) = self.in_one_piece(at, mirror, len)? {
-            let buf = device.read(range.start, self.pool.take(range.len).await).await?;
+        if let Some(buf) = self.lend_mirror(at, mirror, len).await? {
             return Ok(Fetched::Lent(buf));
         }
         let mut bytes = vec![0; len];
         self.read_mirror(at, mirror, &mut bytes).await?;
         Ok(Fetched::Own(bytes))
+    }
+
+    /// The same in the pool's memory; `None` where one request cannot read exactly that.
+    pub(crate) async fn lend_mirror(
+        &self,
+        at: Logical,
+        mirror: usize,
+        len: usize,
+    ) -> Result<Option<IoBuf>> {
+        let Some((device, range)) = self.in_one_piece(at, mirror, len)? else { return Ok(None) };
+        Ok(Some(device.read(range.start, self.pool.take(range.len).await).await?))
     }
 
     /// The device that holds all of it, and where, if one request can read exactly that.
