@@ -2,17 +2,23 @@
 //!
 //! The kernel asks for 128 KiB at a time, often for several such pieces at once and not in order.
 //! Whoever goes on where the same file was read before gets whole windows: one read of the device for
-//! eight questions, and the next one under way before it is asked for.
+//! eight questions, and the next one under way before it is asked for. A kernel that was allowed to asks
+//! for whole megabytes, ahead of its reader: nothing is left to do then.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::ops::Deref;
 use std::rc::Rc;
 use varve_block::sync::Notify;
-use varve_block::{Dyn, Rt};
+use varve_block::{Dyn, IoView, Rt};
 use varve_fs::{Fs, InodeId, Result};
 
 /// Bytes of a window.
 const WINDOW: u64 = 1 << 20;
+/// Pieces that may come out of order.
+const PIECE: u64 = 64 << 10;
+/// Who asks for so much needs no window.
+const LARGE: usize = 512 << 10;
 /// Windows kept for one reader: the one in use, its neighbours, the next.
 const WINDOWS: usize = 4;
 /// Files watched at once.
@@ -43,15 +49,36 @@ struct Window {
     ended: Notify,
 }
 
+/// What was read.
+pub(super) enum Bytes {
+    /// In the memory that the device put it to, which must go back before long.
+    Lent(IoView),
+    Own(Vec<u8>),
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match self {
+            Bytes::Lent(view) => view,
+            Bytes::Own(bytes) => bytes,
+        }
+    }
+}
+
 impl Ahead {
     pub(super) fn new(rt: Rt, fs: Rc<Fs<Dyn>>) -> Ahead {
         Ahead { rt, fs, readers: RefCell::default() }
     }
 
     /// As [`Fs::read`].
-    pub(super) async fn read(&self, id: InodeId, offset: u64, len: usize) -> Result<Vec<u8>> {
-        let Some(reader) = self.in_a_run(id, offset, len as u64) else {
-            return self.fs.read(id, offset, len).await;
+    pub(super) async fn read(&self, id: InodeId, offset: u64, len: usize) -> Result<Bytes> {
+        let reader = if len < LARGE { self.in_a_run(id, offset, len as u64) } else { None };
+        let Some(reader) = reader else {
+            return match self.fs.read_lent(id, offset, len).await? {
+                Some(view) => Ok(Bytes::Lent(view)),
+                None => self.fs.read(id, offset, len).await.map(Bytes::Own),
+            };
         };
         let size = self.fs.inode(id).await?.size;
         let end = offset.saturating_add(len as u64).min(size);
@@ -68,11 +95,11 @@ impl Ahead {
             let skip = usize::try_from(at - window.start).unwrap_or(usize::MAX);
             let want = usize::try_from(end - at).unwrap_or(usize::MAX);
             if !window.append(skip, want, &mut out).await {
-                return self.fs.read(id, offset, len).await;
+                return self.fs.read(id, offset, len).await.map(Bytes::Own);
             }
             at = offset + out.len() as u64;
         }
-        Ok(out)
+        Ok(Bytes::Own(out))
     }
 
     /// The reader of a file, if this question goes on with what it did before.
@@ -90,7 +117,9 @@ impl Ahead {
         };
         readers.push_front(Rc::clone(&reader));
         let reached = reader.reached.get();
-        if offset.abs_diff(reached) > NEAR {
+        // The kernel reads ahead in larger pieces: a small one that is only near is one of many at random.
+        let goes_on = offset == reached || (len >= PIECE && offset.abs_diff(reached) <= NEAR);
+        if !goes_on {
             reader.reached.set(end);
             reader.run.set(0);
             reader.windows.borrow_mut().clear();

@@ -1,208 +1,176 @@
-//! The kernel's side: its requests as values, forwarded to the lane with the means to answer them.
+//! What the kernel asks, as values.
 
-use fuser::{
-    AccessFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, KernelConfig,
-    LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
-};
-use std::ffi::OsStr;
-use std::future::Future;
-use std::io;
-use std::os::unix::ffi::OsStrExt;
-use std::pin::pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::Thread;
-use varve_block::sync::MailSender;
+use super::wire::{RawAccess, RawRead, RawRequest, RawSeek, RawXattr, opcode};
+use zerocopy::FromBytes;
 
-/// How much the kernel reads ahead by itself, if its own limit allows.
-const KERNEL_AHEAD: u32 = 1 << 20;
+/// A request of the kernel.
+#[derive(PartialEq, Eq, Debug)]
+pub(super) struct Request {
+    pub(super) unique: u64,
+    pub(super) uid: u32,
+    pub(super) opcode: u32,
+    pub(super) ask: Ask,
+}
 
-/// A request of the kernel. Dropped unanswered, it answers with an I/O error.
+#[derive(PartialEq, Eq, Debug)]
 pub(super) enum Ask {
-    Lookup { parent: u64, name: Vec<u8>, reply: ReplyEntry },
-    Attr { node: u64, reply: ReplyAttr },
-    Link { node: u64, reply: ReplyData },
-    Read { node: u64, offset: u64, len: u32, reply: ReplyData },
-    Names { node: u64, offset: u64, reply: ReplyDirectory },
-    NamesPlus { node: u64, offset: u64, reply: ReplyDirectoryPlus },
-    Xattr { node: u64, name: Vec<u8>, room: u32, reply: ReplyXattr },
-    Xattrs { node: u64, room: u32, reply: ReplyXattr },
-    Seek { node: u64, offset: u64, data: bool, reply: ReplyLseek },
-    Space { reply: ReplyStatfs },
-}
-
-pub(super) struct Asker {
-    queue: MailSender<Ask>,
-    /// The kernel opens files and folders by itself, and keeps their pages.
-    opens_itself: bool,
-    /// Whether the kernel is to enforce modes and ACLs.
-    enforce: bool,
-}
-
-impl Asker {
-    pub(super) fn new(queue: MailSender<Ask>, enforce: bool) -> Asker {
-        Asker { queue, opens_itself: false, enforce }
-    }
-
-    /// Nothing is to be done at an open. A kernel that can, is told so once and does not ask again.
-    fn opened(&self, reply: ReplyOpen, flags: FopenFlags) {
-        match self.opens_itself {
-            true => reply.error(Errno::ENOSYS),
-            false => reply.opened(FileHandle(0), flags),
-        }
-    }
-
-    /// Waits for room in the queue. Where nobody listens any more, the request is dropped.
-    fn ask(&self, ask: Ask) {
-        drop(wait_for(self.queue.send(ask)));
-    }
-}
-
-/// Holds this thread until the future is ready.
-fn wait_for<T>(future: impl Future<Output = T>) -> T {
-    struct Unpark(Thread);
-    impl Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
-    let mut future = pin!(future);
-    loop {
-        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            Poll::Ready(value) => return value,
-            // A wake-up between the poll and here is remembered by the thread.
-            Poll::Pending => std::thread::park(),
-        }
-    }
-}
-
-impl Filesystem for Asker {
-    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        let mut wanted = vec![
-            InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_NO_OPEN_SUPPORT,
-            InitFlags::FUSE_NO_OPENDIR_SUPPORT,
-            InitFlags::FUSE_DO_READDIRPLUS,
-            InitFlags::FUSE_READDIRPLUS_AUTO,
-            InitFlags::FUSE_CACHE_SYMLINKS,
-        ];
-        if self.enforce {
-            wanted.push(InitFlags::FUSE_POSIX_ACL);
-        }
-        let alone = InitFlags::FUSE_NO_OPEN_SUPPORT | InitFlags::FUSE_NO_OPENDIR_SUPPORT;
-        self.opens_itself = config.capabilities().contains(alone);
-        for flag in wanted {
-            // An older kernel does without.
-            let _ = config.add_capabilities(flag);
-        }
-        if let Err(most) = config.set_max_readahead(KERNEL_AHEAD) {
-            let _ = config.set_max_readahead(most);
-        }
-        Ok(())
-    }
-
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.ask(Ask::Lookup { parent: parent.0, name: name.as_bytes().to_vec(), reply });
-    }
-
-    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.ask(Ask::Attr { node: ino.0, reply });
-    }
-
-    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        self.ask(Ask::Link { node: ino.0, reply });
-    }
-
-    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        self.opened(reply, FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
-    }
-
-    fn read(
-        &self,
-        _: &Request,
-        ino: INodeNo,
-        _: FileHandle,
+    Lookup {
+        parent: u64,
+        name: Vec<u8>,
+    },
+    Attr {
+        node: u64,
+    },
+    Link {
+        node: u64,
+    },
+    Read {
+        node: u64,
         offset: u64,
-        size: u32,
-        _: OpenFlags,
-        _: Option<LockOwner>,
-        reply: ReplyData,
-    ) {
-        self.ask(Ask::Read { node: ino.0, offset, len: size, reply });
-    }
-
-    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        // There is nothing to flush, ever: the kernel does not ask again.
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        reply.ok();
-    }
-
-    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        self.opened(reply, FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR);
-    }
-
-    fn readdir(
-        &self,
-        _: &Request,
-        ino: INodeNo,
-        _: FileHandle,
+        len: u32,
+    },
+    Names {
+        node: u64,
         offset: u64,
-        reply: ReplyDirectory,
-    ) {
-        self.ask(Ask::Names { node: ino.0, offset, reply });
-    }
-
-    fn readdirplus(
-        &self,
-        _: &Request,
-        ino: INodeNo,
-        _: FileHandle,
+        room: u32,
+    },
+    NamesPlus {
+        node: u64,
         offset: u64,
-        reply: ReplyDirectoryPlus,
-    ) {
-        self.ask(Ask::NamesPlus { node: ino.0, offset, reply });
+        room: u32,
+    },
+    Xattr {
+        node: u64,
+        name: Vec<u8>,
+        room: u32,
+    },
+    Xattrs {
+        node: u64,
+        room: u32,
+    },
+    Seek {
+        node: u64,
+        offset: u64,
+        data: bool,
+    },
+    Space,
+    Open {
+        folder: bool,
+    },
+    Access {
+        mask: u32,
+    },
+    /// Done as soon as it is asked for.
+    Nothing,
+    /// Not even an answer is wanted.
+    Forget,
+    /// It was unmounted.
+    Destroy,
+    /// What a place in the file is, that is none.
+    Beyond,
+    /// Something else, which the kernel does without from then on.
+    Unknown,
+}
+
+impl Request {
+    /// `None`: too short to be one.
+    pub(super) fn parse(bytes: &[u8]) -> Option<Request> {
+        let (head, rest) = RawRequest::read_from_prefix(bytes).ok()?;
+        let RawRequest { opcode, unique, node, uid, .. } = head;
+        Some(Request { unique, uid, opcode, ask: ask(opcode, node, rest)? })
     }
 
-    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        self.ask(Ask::Space { reply });
+    /// Whether it may come from anybody: the kernel asks on its own account, and what a file holds was
+    /// decided when it was opened.
+    pub(super) fn for_all(&self) -> bool {
+        use opcode::{BATCH_FORGET, DESTROY, FORGET, FSYNC, READ};
+        use opcode::{READDIR, READDIRPLUS, RELEASE, RELEASEDIR};
+        let all = [READ, READDIR, READDIRPLUS, RELEASE, RELEASEDIR];
+        all.contains(&self.opcode) || [FORGET, BATCH_FORGET, FSYNC, DESTROY].contains(&self.opcode)
     }
+}
 
-    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        self.ask(Ask::Xattr { node: ino.0, name: name.as_bytes().to_vec(), room: size, reply });
-    }
-
-    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.ask(Ask::Xattrs { node: ino.0, room: size, reply });
-    }
-
-    fn access(&self, _: &Request, _: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
-        match mask.contains(AccessFlags::W_OK) {
-            true => reply.error(Errno::EROFS),
-            false => reply.ok(),
-        }
-    }
-
-    fn lseek(
-        &self,
-        _: &Request,
-        ino: INodeNo,
-        _: FileHandle,
-        offset: i64,
-        whence: i32,
-        reply: ReplyLseek,
-    ) {
-        // The kernel does the other kinds itself. 3 is SEEK_DATA, 4 is SEEK_HOLE.
-        match (u64::try_from(offset), whence) {
-            (Ok(offset), 3 | 4) => {
-                self.ask(Ask::Seek { node: ino.0, offset, data: whence == 3, reply });
+fn ask(opcode: u32, node: u64, rest: &[u8]) -> Option<Ask> {
+    Some(match opcode {
+        opcode::LOOKUP => Ask::Lookup { parent: node, name: name(rest)? },
+        opcode::GETATTR => Ask::Attr { node },
+        opcode::READLINK => Ask::Link { node },
+        opcode::READ | opcode::READDIR | opcode::READDIRPLUS => {
+            let (RawRead { offset, len, .. }, _) = RawRead::read_from_prefix(rest).ok()?;
+            match opcode {
+                opcode::READ => Ask::Read { node, offset, len },
+                opcode::READDIR => Ask::Names { node, offset, room: len },
+                _ => Ask::NamesPlus { node, offset, room: len },
             }
-            (Err(_), 3 | 4) => reply.error(Errno::ENXIO),
-            _ => reply.error(Errno::EINVAL),
         }
+        opcode::GETXATTR => {
+            let (RawXattr { room, .. }, rest) = RawXattr::read_from_prefix(rest).ok()?;
+            Ask::Xattr { node, name: name(rest)?, room }
+        }
+        opcode::LISTXATTR => {
+            let (RawXattr { room, .. }, _) = RawXattr::read_from_prefix(rest).ok()?;
+            Ask::Xattrs { node, room }
+        }
+        opcode::LSEEK => {
+            let (RawSeek { offset, whence, .. }, _) = RawSeek::read_from_prefix(rest).ok()?;
+            // The kernel does the other kinds itself. 3 is SEEK_DATA, 4 is SEEK_HOLE.
+            match (i64::try_from(offset), whence) {
+                (Ok(_), 3 | 4) => Ask::Seek { node, offset, data: whence == 3 },
+                (Err(_), 3 | 4) => Ask::Beyond,
+                _ => Ask::Unknown,
+            }
+        }
+        opcode::STATFS => Ask::Space,
+        opcode::OPEN | opcode::OPENDIR => Ask::Open { folder: opcode == opcode::OPENDIR },
+        opcode::ACCESS => {
+            let (RawAccess { mask, .. }, _) = RawAccess::read_from_prefix(rest).ok()?;
+            Ask::Access { mask }
+        }
+        opcode::RELEASE | opcode::RELEASEDIR | opcode::FSYNC => Ask::Nothing,
+        opcode::FORGET | opcode::BATCH_FORGET => Ask::Forget,
+        opcode::DESTROY => Ask::Destroy,
+        _ => Ask::Unknown,
+    })
+}
+
+/// A name, up to the zero that ends it.
+fn name(bytes: &[u8]) -> Option<Vec<u8>> {
+    Some(std::ffi::CStr::from_bytes_until_nul(bytes).ok()?.to_bytes().to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(opcode: u32, rest: &[u8]) -> Vec<u8> {
+        let head = [(40 + rest.len() as u64) | u64::from(opcode) << 32, 7, 300, 1000, 0];
+        head.iter().flat_map(|word| word.to_le_bytes()).chain(rest.iter().copied()).collect()
+    }
+
+    #[test]
+    fn requests_are_read_as_the_kernel_writes_them() {
+        let of = |opcode, rest: &[u8]| Request::parse(&request(opcode, rest)).map(|r| r.ask);
+        let words = |words: &[u64]| words.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<_>>();
+        let read = words(&[0, 8192, 4096, 0, 0]);
+        assert_eq!(of(15, &read), Some(Ask::Read { node: 300, offset: 8192, len: 4096 }));
+        assert_eq!(of(44, &read), Some(Ask::NamesPlus { node: 300, offset: 8192, room: 4096 }));
+        assert_eq!(of(1, b"name\0"), Some(Ask::Lookup { parent: 300, name: b"name".to_vec() }));
+        let xattr = [&words(&[64])[..], b"user.a\0"].concat();
+        let wanted = Ask::Xattr { node: 300, name: b"user.a".to_vec(), room: 64 };
+        assert_eq!(of(22, &xattr), Some(wanted));
+        let seek = |offset, whence| of(46, &words(&[0, offset, whence]));
+        assert_eq!(seek(5, 4), Some(Ask::Seek { node: 300, offset: 5, data: false }));
+        assert_eq!(seek(u64::MAX, 3), Some(Ask::Beyond));
+        assert_eq!(of(36, &words(&[1])), Some(Ask::Unknown), "INTERRUPT");
+        let whole = Request::parse(&request(15, &read)).unwrap();
+        assert_eq!((whole.unique, whole.uid, whole.for_all()), (7, 1000, true));
+    }
+
+    #[test]
+    fn what_is_cut_short_is_no_request() {
+        for (opcode, rest) in [(15, &[0; 39][..]), (1, b"no end"), (22, &[0; 8]), (46, &[0; 23])] {
+            assert_eq!(Request::parse(&request(opcode, rest)), None, "{opcode}");
+        }
+        assert_eq!(Request::parse(&request(15, &[0; 40])[..39]), None);
     }
 }

@@ -1,38 +1,39 @@
 //! `varve fs mount`: a file system as folders of this machine, through FUSE, read-only.
 //!
 //! ```text
-//! kernel --/dev/fuse--> fuser's thread --mailbox--> the lane: a task for each request
-//!    ^                                                               |
-//!    +--------------------------- answer ----------------------------+
+//! kernel --/dev/fuse--> the lane: a task for each request
+//!    ^                              |
+//!    +----------- answer -----------+
 //! ```
 //!
-//! The engine lives on one lane, so the thread that the kernel talks to only forwards ([`ask`]); tasks
-//! on the lane ([`answer`]) wait for devices beside each other. Nothing ever changes, so the kernel is
-//! told to keep what it has seen.
+//! The lane that the engine lives on talks to the kernel itself ([`kernel`]), so a request whose data is
+//! in memory is read, worked on ([`answer`]) and answered without another thread waking up; tasks wait for
+//! devices beside each other. Nothing ever changes, so the kernel is told to keep what it has seen.
 
 mod ahead;
 mod answer;
 mod ask;
+mod kernel;
 mod nodes;
 mod tune;
+mod wire;
 
 use super::source;
 use crate::args::FsMount;
 use crate::config::{StackConfig, image_and_path};
 use crate::failure::{Outcome, usage};
 use anyhow::Context;
-use ask::{Ask, Asker};
-use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
+use ask::Ask;
+use fuser::{Config, MountOption, Session, SessionACL};
+use kernel::{Kernel, Terms};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use varve_block::rt::Signals;
-use varve_block::sync::{Either, LocalSemaphore, MailReceiver, mailbox, select};
+use varve_block::sync::{Either, LocalSemaphore, select};
 use varve_block::{Dyn, Rt};
 use varve_fs::{Fs, InodeId};
 
-/// Requests that wait for their turn; the kernel's thread is held when there are more.
-const QUEUE: usize = 256;
-/// Requests that are worked on at once.
+/// Requests that are worked on at once; the kernel keeps the others.
 const AT_ONCE: usize = 64;
 
 pub(super) async fn run(rt: &Rt, mut args: FsMount) -> anyhow::Result<Outcome> {
@@ -52,17 +53,25 @@ pub(super) async fn run(rt: &Rt, mut args: FsMount) -> anyhow::Result<Outcome> {
     let name = config.backing.display().to_string();
     let devices = source::devices(rt, config, &args.source.devices).await?;
     let fs = open(devices, &args).await.with_context(|| format!("no btrfs to read on {name}"))?;
-    let (queue, asked) = mailbox(QUEUE);
-    let asker = Asker::new(queue, args.allow_other);
-    let session = Session::new(asker, &dir, &options(&name, args.allow_other))
-        .and_then(Session::spawn)
-        .with_context(|| format!("{} cannot be mounted on", dir.display()))?;
-    tune::read_ahead(&dir);
+    // Once it is mounted, whoever looks at it waits for us.
+    let place = dir.canonicalize();
+    let terms = Terms::new(args.allow_other);
+    let opens_itself = terms.opens_itself();
+    let mounted = || -> std::io::Result<_> {
+        let session = Session::new(terms, &dir, &options(&name, args.allow_other))?;
+        let kernel = Kernel::new(rt, &session, args.allow_other)?;
+        Ok((session, kernel))
+    };
+    let (session, kernel) =
+        mounted().with_context(|| format!("{} cannot be mounted on", dir.display()))?;
+    if let Ok(place) = place {
+        tune::read_ahead(&place);
+    }
     if !args.quiet {
         eprintln!("{name} is mounted on {}, read-only; Ctrl-C unmounts it", dir.display());
     }
-    let server = Rc::new(answer::Server::new(rt.clone(), fs));
-    serve(rt, server, asked, session, signals, &dir).await?;
+    let server = Rc::new(answer::Server::new(rt.clone(), fs, opens_itself));
+    serve(rt, server, kernel, session, signals, &dir).await?;
     Ok(Outcome::Fine)
 }
 
@@ -111,29 +120,34 @@ fn options(name: &str, allow_other: bool) -> Config {
 async fn serve(
     rt: &Rt,
     server: Rc<answer::Server>,
-    mut asked: MailReceiver<Ask>,
-    session: BackgroundSession,
+    mut kernel: Kernel,
+    session: Session<Terms>,
     mut signals: Signals,
     dir: &Path,
 ) -> anyhow::Result<()> {
     let slots = LocalSemaphore::new(AT_ONCE);
     let answering = async {
-        while let Some(ask) = asked.recv().await {
+        while let Some((request, reply)) = kernel.next().await? {
             let slot = slots.acquire(1).await;
+            let ended = request.ask == Ask::Destroy;
             let server = Rc::clone(&server);
             rt.spawn(async move {
-                server.answer(ask).await;
+                server.answer(request.ask, reply).await;
                 drop(slot);
             });
+            if ended {
+                break;
+            }
         }
+        Ok::<_, std::io::Error>(())
     };
     let mut answering = std::pin::pin!(answering);
     match select(answering.as_mut(), signals.next()).await {
-        Either::Left(()) => {
+        Either::Left(ended) => {
             // Somebody has unmounted it. Dropped, the session would do so once more, and hit whatever
             // is mounted there by now.
             std::mem::forget(session);
-            Ok(())
+            ended.context("the kernel's requests cannot be read")
         }
         Either::Right(signal) => {
             signal?;
@@ -141,7 +155,7 @@ async fn serve(
             let dir = dir.to_owned();
             let mut unmounting = std::pin::pin!(rt.offload(move || unmount(session, &dir)));
             match select(answering, unmounting.as_mut()).await {
-                Either::Left(()) => unmounting.await,
+                Either::Left(_) => unmounting.await,
                 Either::Right(done) => done,
             }
         }
@@ -149,8 +163,8 @@ async fn serve(
 }
 
 /// Where somebody still has a file open, the folder is freed at once and the files end with us.
-fn unmount(session: BackgroundSession, dir: &Path) -> anyhow::Result<()> {
-    let Err(error) = session.umount_and_join() else { return Ok(()) };
+fn unmount(mut session: Session<Terms>, dir: &Path) -> anyhow::Result<()> {
+    let Err(error) = session.unmount() else { return Ok(()) };
     if error.raw_os_error() != Some(rustix::io::Errno::BUSY.raw_os_error()) {
         return Err(error).with_context(|| format!("{} cannot be unmounted", dir.display()));
     }

@@ -7,12 +7,11 @@ use std::path::Path;
 /// As much as one request can ask for.
 const READ_AHEAD_KIB: &str = "1024";
 
-/// Best effort: without it reading is slower, and no more.
+/// Best effort: without it reading is slower, and no more. `dir` has no links in it: nothing may be asked of
+/// the mount itself, which is not served yet.
 pub(super) fn read_ahead(dir: &Path) {
     let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
-    let Some(device) = dir.canonicalize().ok().and_then(|dir| device_of(&table, &dir)) else {
-        return;
-    };
+    let Some(device) = device_of(&table, dir) else { return };
     let file = format!("/sys/class/bdi/{device}/read_ahead_kb");
     if let Err(error) = std::fs::write(&file, READ_AHEAD_KIB) {
         tracing::debug!(%error, "{file} stays as it is");
