@@ -4,6 +4,8 @@
 //!
 //! A turn ends at a place of the work that the header shows, never after a time: machines differ.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
@@ -27,6 +29,8 @@ const COST: &str = "--pbkdf pbkdf2 --pbkdf-force-iterations 1000";
 struct Volume {
     dir: tempfile::TempDir,
     vm: Vm,
+    /// File with the header.
+    header: &'static str,
     /// Sums of durable files, as `sha256sum` says them.
     sums: String,
     /// Draws what is left to chance.
@@ -41,7 +45,7 @@ impl Volume {
         let dir = tempfile::tempdir().expect("a temporary folder");
         std::fs::write(dir.path().join("key"), "a key for a turn").expect("a key");
         disk::sparse(&dir.path().join("disk.img"), bytes);
-        Volume { dir, vm, sums: String::new(), seed, draws: 0, cuts: 0 }
+        Volume { dir, vm, header: "disk.img", sums: String::new(), seed, draws: 0, cuts: 0 }
     }
 
     fn path(&self) -> &Path {
@@ -52,6 +56,15 @@ impl Volume {
         self.path().join("disk.img")
     }
 
+    fn header(&self) -> PathBuf {
+        self.path().join(self.header)
+    }
+
+    /// The header is not on the disk.
+    fn is_detached(&self) -> bool {
+        self.header != "disk.img"
+    }
+
     /// At least `least`, and less than so much more.
     fn draw(&mut self, least: u64, more: u64) -> u64 {
         self.draws += 1;
@@ -60,7 +73,7 @@ impl Volume {
     }
 
     fn is_under_way(&self) -> bool {
-        Standing::of(&self.disk(), &self.disk()).is_some()
+        Standing::of(&self.header(), &self.disk()).is_some()
     }
 
     /// When the turn that begins now is cut: after a drawn share of the payload, of which four leave enough for a
@@ -68,8 +81,7 @@ impl Volume {
     fn time(&mut self) -> impl Fn() -> bool + use<> {
         let share = self.draw(PAYLOAD / 20, PAYLOAD / 10);
         self.cuts += 1;
-        let disk = self.disk();
-        reencryption::further(&disk, &disk, share, self.cuts % 2 == 1)
+        reencryption::further(&self.header(), &self.disk(), share, self.cuts % 2 == 1)
     }
 
     fn job(&mut self, calls: &str) -> Job {
@@ -79,7 +91,8 @@ impl Volume {
         let words = [("CALLS", calls), ("TURN", &turn), ("BYTES", &bytes)];
         let job = self.vm.guest_script("reencrypt.sh", &words);
         let job = ["key", "sums"].iter().fold(job, |job, n| job.file(n, &self.path().join(n)));
-        job.disk(&self.disk())
+        let job = job.disk(&self.disk());
+        if self.is_detached() { job.disk(&self.header()) } else { job }
     }
 
     /// What it left: the files that are durable now.
@@ -109,7 +122,8 @@ impl Volume {
     /// Their turn to the end: what the device holds then.
     fn theirs_to_the_end(&mut self, before: &str, work: &str) -> String {
         assert!(self.is_under_way(), "seed {}: nothing was left to do", self.seed);
-        let out = self.guest(&format!("{before}\nwrite\n{work}\nclose"));
+        let close = if self.is_detached() { "close /dev/vda" } else { "close" };
+        let out = self.guest(&format!("{before}\nwrite\n{work}\n{close}"));
         assert!(!self.is_under_way(), "{out}");
         let sum = out.ok().lines().find_map(|l| l.strip_prefix("sum ").map(str::to_owned));
         sum.unwrap_or_else(|| panic!("no sum: {out}"))
@@ -117,7 +131,8 @@ impl Volume {
 
     /// Our command, in small steps.
     fn reencrypt(&self, how: &str) -> String {
-        format!("crypt reencrypt disk.img --key-file key --hotzone-size 64k {how}")
+        let header = if self.is_detached() { "--header head.img" } else { "" };
+        format!("crypt reencrypt disk.img {header} --key-file key --hotzone-size 64k {how}")
     }
 
     fn resume(&self) -> String {
@@ -132,7 +147,8 @@ impl Volume {
     }
 
     fn stack(&self) -> Stack {
-        Stack::backing("disk.img").with("--key-file", "key")
+        let stack = Stack::backing("disk.img").with("--key-file", "key");
+        if self.is_detached() { stack.with("--header", self.header) } else { stack }
     }
 
     /// Our turn under a client that writes what it read, killed in the middle: what is on the device stays.
@@ -154,6 +170,12 @@ impl Volume {
         let server = Server::start(self.path(), &self.stack());
         assert_eq!(disk::sum_export(&mut server.connect()), before, "seed {}", self.seed);
         server.stop();
+    }
+
+    /// The payload as it lies on the disk.
+    fn plain_sum(&self) -> String {
+        let disk = File::open(self.disk()).expect("the disk");
+        disk::sum(disk.take(PAYLOAD)).expect("the disk")
     }
 
     /// What our server says the payload is.
@@ -252,4 +274,44 @@ fn a_mounted_disk_that_they_began_to_encrypt_is_encrypted_in_turns() {
 #[test]
 fn a_mounted_disk_that_we_began_to_encrypt_is_encrypted_in_turns() {
     moves_in_turns(4, false);
+}
+
+/// A volume loses its header, and its payload moves to where that was, under its files.
+fn is_decrypted_in_turns(seed: u64, they_begin: bool) {
+    let Some(vm) = vm() else { return };
+    let mut v = Volume::new(vm, seed, HEAD + PAYLOAD);
+    varve(v.path(), &format!("crypt format disk.img --key-file key {COST}")).ok();
+    v.guest(&format!("open\nmake /dev/mapper/v {}\numount /mnt", PAYLOAD >> 10)).ok();
+    v.header = "head.img";
+    let (open, go_on) =
+        ("open --header /dev/vdb\nuse", "work --resume-only --header /dev/vdb /dev/vda");
+    if they_begin {
+        disk::sparse(&v.header(), HEAD);
+        v.theirs_cut(&format!("begin_decryption --resilience datashift-checksum\n{open}"), go_on);
+        v.ours_killed(&v.resume());
+        v.theirs_cut(open, go_on);
+        v.ours_online_killed("--resume-only");
+        let sum = v.theirs_to_the_end(open, go_on);
+        assert_eq!(v.plain_sum(), sum, "seed {seed}: finished by them");
+    } else {
+        let begin = "--decrypt --init-only --resilience datashift-journal";
+        varve(v.path(), &v.reencrypt(begin)).ok();
+        v.theirs_cut(open, go_on);
+        v.ours_online_killed("--resume-only");
+        v.theirs_cut(open, go_on);
+        v.ours_killed(&v.resume());
+        varve(v.path(), &v.resume()).ok();
+    }
+    assert!(!v.is_under_way(), "seed {seed}");
+    v.guest("use /dev/vda\numount /mnt").ok();
+}
+
+#[test]
+fn a_mounted_volume_that_they_began_to_decrypt_is_decrypted_in_turns() {
+    is_decrypted_in_turns(5, true);
+}
+
+#[test]
+fn a_mounted_volume_that_we_began_to_decrypt_is_decrypted_in_turns() {
+    is_decrypted_in_turns(6, false);
 }

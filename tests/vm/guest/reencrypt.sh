@@ -1,6 +1,7 @@
 # A re-encryption by cryptsetup over dm-crypt, under a file system that is mounted and written to, until it
 # is done or the power goes. In: CALLS, lines that call these; TURN, a word of its own for each boot; BYTES, how
-# long the payload is; /host/key; /host/sums, the files that were durable so far. The volume is /dev/vda.
+# long the payload is; /host/key; /host/sums, the files that were durable so far. The volume is /dev/vda; a header
+# that is detached lies on /dev/vdb.
 set -eu
 export DM_DISABLE_UDEV=1
 modprobe dm-crypt
@@ -26,9 +27,9 @@ make() {
   (cd /mnt && sha256sum ./still/*) >/host/sums
 }
 
-# use: mounts it, and finds every file that was durable
+# use [DEVICE]: mounts it, and finds every file that was durable
 use() {
-  mount /dev/mapper/v /mnt
+  mount "${1:-/dev/mapper/v}" /mnt
   check
 }
 
@@ -55,14 +56,24 @@ work() {
   cryptsetup reencrypt -q --key-file /host/key --hotzone-size 2M "$@"
 }
 
-# close: everything is as it must be; tells the sum of the payload
+# begin_decryption WORDS...: the header goes to its own disk, nothing is done yet
+begin_decryption() {
+  work --decrypt --header /tmp/head.img --init-only "$@" /dev/vda
+  dd if=/tmp/head.img of=/dev/vdb bs=1M conv=fsync status=none
+}
+
+# close [DEVICE]: everything is as it must be; tells the sum of the payload. Behind a decryption the mapping goes
+# by itself, and the payload is the disk's.
 close() {
   touch /tmp/enough
   wait
   check
   umount /mnt
-  echo "sum $(head -c "$BYTES" /dev/mapper/v | sha256sum | cut -d' ' -f1)"
-  cryptsetup close v
+  # Past the page cache, which knows one device at a time.
+  direct="iflag=direct,count_bytes bs=1M status=none"
+  # shellcheck disable=SC2086
+  echo "sum $(dd if="${1:-/dev/mapper/v}" count="$BYTES" $direct | sha256sum | cut -d' ' -f1)"
+  [ $# -gt 0 ] || cryptsetup close v
 }
 
 eval "$CALLS"

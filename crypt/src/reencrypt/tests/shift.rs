@@ -126,6 +126,50 @@ fn a_volume_loses_its_header_and_its_data_move_back() {
     }
 }
 
+/// Converts two zones of a decryption, gives the last part a size of its own, that much more than it has, and goes
+/// on.
+fn sized(before: &[Vec<u8>; 2], more: u64) -> (Result<Ended>, Vec<u8>) {
+    let pair = two::two(before);
+    let devices = devices(&pair, true);
+    let ended = Sim::new(3).run(|rt| async move {
+        let plan = decrypt_plan(Protect::Journal);
+        let work = start(&rt, &devices, &options(), &plan).await?.with_zone(ZONE)?;
+        let mut zones = 0;
+        let mut two = |_| {
+            zones += 1;
+            if zones > 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let Ended::Interrupted(now) = work.run(&mut two).await? else { panic!("it is longer") };
+        let mut editor = MetadataEditor::open(devices.header.clone(), None).await?;
+        let edit = editor.update(|draft| {
+            let segments = &mut draft.json["segments"];
+            let moved: u64 = segments["0"]["size"].as_str().unwrap().parse().unwrap();
+            let last = &mut segments["2"];
+            assert_eq!((&last["type"], &last["size"]), (&json!("crypt"), &json!("dynamic")));
+            let rest = now.total - moved - now.done;
+            last["size"] = rest.wrapping_add(more).to_string().into();
+            Ok(())
+        });
+        edit.await?;
+        again(&rt, &devices, &plan, ZONE).await
+    });
+    (ended, pair[1].image())
+}
+
+/// As cryptsetup leaves it when it worked under a mapping.
+#[test]
+fn the_last_part_may_say_how_long_it_is() {
+    let plain = noise(1300 << 10);
+    let before = volume_and_header(&plain);
+    let (ended, disk) = sized(&before, 0);
+    assert_eq!(ended.unwrap(), Ended::Finished);
+    assert!(disk[..plain.len()] == plain);
+    for more in [4096, 0u64.wrapping_sub(4096)] {
+        let (ended, _) = sized(&before, more);
+        assert!(ended.unwrap_err().to_string().contains("segments.2.size"), "{more}");
+    }
+}
+
 /// Under way with nothing left to do: the reference would convert the first part a second time.
 pub(super) fn has_nothing_left(header: &[u8], disk: &[u8]) -> bool {
     match Header::parse(header, header.len() as u64, None) {
