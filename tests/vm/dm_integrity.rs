@@ -2,13 +2,12 @@
 //! on, and we on the kernel's, closed, cut off and half computed; with a journal and with a bitmap.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use varve_tests::client::{Server, Stack};
+use varve_tests::disk;
 use varve_tests::nbd::{Nbd, Request};
 use varve_tests::varve::{varve, varve_in};
 use varve_tests::vm::{Output, Vm};
-use varve_tests::{clock, disk};
 
 use crate::{LIMIT, vm};
 
@@ -37,6 +36,13 @@ const MORE: [Shape; 4] = [
     shape("sha1", "--journal-size 262144", "bitmap"),
     shape("crc32c", "--tag-size 8", "direct"),
     shape("hmac-sha256", "", "journal"),
+];
+/// What the README names beside them.
+const REST: [Shape; 4] = [
+    shape("crc32", "", "journal"),
+    shape("sha512", "--sector-size 4096", "bitmap"),
+    shape("hmac-sha1", "", "bitmap"),
+    shape("hmac-sha512", "--sector-size 4096", "journal"),
 ];
 
 const LEN: u64 = 24 << 20;
@@ -195,6 +201,11 @@ fn the_kernel_takes_up_other_hashes_and_modes() {
     the_kernel_takes_up_ours(MORE);
 }
 
+#[test]
+fn the_kernel_takes_up_the_rest_of_the_hashes() {
+    the_kernel_takes_up_ours(REST);
+}
+
 /// Formatted and written by the kernel, which loses its power: what it had flushed is there, and every sector
 /// verifies, now and after we wrote; and then the kernel reads what we left.
 #[test]
@@ -292,18 +303,19 @@ fn a_recalculation_that_was_cut_is_finished_by_the_other() {
     // Ours, killed in the middle.
     let mut sums = Vec::new();
     for (n, shape, image) in disks.each().take(2) {
-        let mut words = disks.ours(&["integrity", "format"], shape, image);
-        words.extend(["--recalculate", "--force"].map(Into::into));
-        varve_in(disks.path(), words).ok();
-        let server = disks.server(shape, image, false);
-        if n == 1 {
-            let begun =
-                clock::wait_for(Duration::from_secs(60), || (computed_to(image) > 0).then_some(()));
-            assert!(begun.is_some(), "nothing was computed in a minute");
-        }
-        server.kill();
-        let to = computed_to(image);
-        assert!(to < LONG / 512 - (16 << 20) / 512, "killed too late to see anything: {to}");
+        // A machine that is busy with other things may look too late.
+        let cut = (0..10).any(|_| {
+            let mut words = disks.ours(&["integrity", "format"], shape, image);
+            words.extend(["--recalculate", "--force"].map(Into::into));
+            varve_in(disks.path(), words).ok();
+            let server = disks.server(shape, image, false);
+            match n {
+                1 => server.kill_when(|| computed_to(image) > 0),
+                _ => server.kill(),
+            }
+            computed_to(image) < LONG / 512 - (16 << 20) / 512
+        });
+        assert!(cut, "killed too late to see anything");
         sums.push(disks.sum(shape, image, true));
     }
     // The kernel's, closed in the middle.
