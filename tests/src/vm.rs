@@ -135,7 +135,9 @@ impl Vm {
         let guest = repository().join("tests/vm/guest");
         let text = std::fs::read_to_string(guest.join(name)).expect("a script in tests/vm/guest");
         let head: String = variables.iter().map(|(k, v)| format!("{k}='{v}'\n")).collect();
-        self.job(&(head + &text)).file("bcache.sh", &guest.join("bcache.sh"))
+        let job = self.job(&(head + &text));
+        // What scripts share.
+        ["bcache.sh", "tags.sh"].iter().fold(job, |job, name| job.file(name, &guest.join(name)))
     }
 }
 
