@@ -3,9 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
-use tempfile::TempDir;
-
-use crate::{mount, process, tool};
+use crate::mount::{self, Mounted};
+use crate::{process, tool};
 
 /// What [`rich_btrfs`] and a loop mount need.
 pub const TOOLS: &[&str] =
@@ -15,53 +14,21 @@ pub const TOOLS: &[&str] =
 /// otherwise.
 #[must_use]
 pub fn available() -> bool {
-    if !tool::have(TOOLS) || !tool::have_root() {
-        return false;
-    }
-    if !Path::new("/dev/loop-control").exists() {
-        tool::skip("no /dev/loop-control");
-        return false;
-    }
-    mount::kernel_knows("btrfs")
+    tool::have(TOOLS)
+        && tool::have_root()
+        && mount::has(&["/dev/loop-control"])
+        && mount::kernel_knows("btrfs")
 }
 
-/// A mounted image; unmounted when dropped.
-#[derive(Debug)]
-pub struct LoopMount {
-    dir: TempDir,
-    mounted: bool,
-}
+/// A mounted image.
+pub type LoopMount = Mounted<'static>;
 
 impl LoopMount {
     /// # Panics
     /// When the kernel refuses.
     #[track_caller]
     pub fn open(image: &Path, options: &str) -> LoopMount {
-        let dir = tempfile::tempdir().expect("a temporary folder");
-        let options = format!("loop,{options}");
-        let mut mount = Command::new("mount");
-        process::run(mount.args(["-t", "btrfs", "-o", &options]).arg(image).arg(dir.path())).ok();
-        LoopMount { dir, mounted: true }
-    }
-
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        self.dir.path()
-    }
-
-    /// Unmounts it, and fails if that fails: the last writes go out here.
-    #[track_caller]
-    pub fn unmount(mut self) {
-        process::run(Command::new("umount").arg(self.path())).ok();
-        self.mounted = false;
-    }
-}
-
-impl Drop for LoopMount {
-    fn drop(&mut self) {
-        if self.mounted {
-            let _ = Command::new("umount").arg("--lazy").arg(self.path()).status();
-        }
+        Mounted::new("btrfs", &format!("loop,{options}"), image)
     }
 }
 

@@ -3,6 +3,7 @@
 //!
 //! Everything is taken down in reverse order when dropped, however the test ends.
 
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -20,16 +21,16 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// Whether this machine can show an export as a disk; prints the reason otherwise.
 #[must_use]
 pub fn available() -> bool {
-    if !tool::have(TOOLS) || !tool::have_root() {
-        return false;
+    tool::have(TOOLS) && tool::have_root() && has(&["/dev/fuse", "/dev/loop-control"])
+}
+
+/// Whether these devices are there; prints which one is not otherwise.
+pub(crate) fn has(devices: &[&str]) -> bool {
+    let absent = devices.iter().find(|device| !Path::new(device).exists());
+    if let Some(device) = absent {
+        tool::skip(&format!("no {device}"));
     }
-    for device in ["/dev/fuse", "/dev/loop-control"] {
-        if !Path::new(device).exists() {
-            tool::skip(&format!("no {device}"));
-            return false;
-        }
-    }
-    true
+    absent.is_none()
 }
 
 /// Whether the running kernel mounts this type; prints the reason otherwise.
@@ -122,15 +123,7 @@ impl LoopDisk {
     /// Mounts it; the result must be dropped (or unmounted) before this disk.
     #[track_caller]
     pub fn mount(&self, fs: &str) -> Mounted<'_> {
-        let dir = tempfile::tempdir().expect("a temporary folder");
-        process::run(
-            Command::new("mount")
-                .args(["-t", fs, "-o", "noatime"])
-                .arg(&self.device)
-                .arg(dir.path()),
-        )
-        .ok();
-        Mounted { dir, _disk: self, mounted: true }
+        Mounted::new(fs, "noatime", &self.device)
     }
 }
 
@@ -140,15 +133,26 @@ impl Drop for LoopDisk {
     }
 }
 
-/// A mounted file system.
+/// A mounted file system; unmounted when dropped.
 #[derive(Debug)]
 pub struct Mounted<'a> {
     dir: TempDir,
-    _disk: &'a LoopDisk,
     mounted: bool,
+    /// What it is mounted from stays as long.
+    _disk: PhantomData<&'a LoopDisk>,
 }
 
 impl Mounted<'_> {
+    /// # Panics
+    /// When the kernel refuses.
+    #[track_caller]
+    pub(crate) fn new(fs: &str, options: &str, from: &Path) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let mut mount = Command::new("mount");
+        process::run(mount.args(["-t", fs, "-o", options]).arg(from).arg(dir.path())).ok();
+        Mounted { dir, mounted: true, _disk: PhantomData }
+    }
+
     #[must_use]
     pub fn path(&self) -> &Path {
         self.dir.path()
