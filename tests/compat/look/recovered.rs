@@ -122,6 +122,11 @@ fn chunks_are_found_again_without_the_chunk_tree() {
         let text = varve(dir, &format!("fs chunk-recover a.img {more}"));
         assert!(text.stdout.contains("the chunk tree cannot be read"), "{text}");
         assert_eq!(text.code, Some(1));
+        // The trees are behind those chunks.
+        let tree = varve(dir, &format!("fs dump-tree a.img {more} -t fs"));
+        assert!(!tree.stdout.contains("INODE_ITEM"), "{tree}");
+        let tree = varve(dir, &format!("fs dump-tree a.img {more} -t fs --chunk-recover"));
+        assert!(tree.stdout.contains("INODE_ITEM"), "{mkfs}: {tree}");
     }
 }
 
