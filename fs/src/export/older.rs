@@ -22,6 +22,7 @@ use crate::format::superblock::RootPointer;
 use crate::inspect::{Candidate, find_roots};
 use crate::tree::cursor::{Tree, find_last};
 use crate::tree::node::TreeBlock;
+use crate::units::Logical;
 use crate::verify::Expect;
 use crate::volume::Volume;
 use std::cell::RefCell;
@@ -83,18 +84,21 @@ impl Filled {
 struct State {
     root: RootPointer,
     age: Age,
-    /// A root, so that a key that is not there was not there.
-    whole: bool,
 }
 
 /// Blocks that may have been roots, by tree, newest first.
 type Found = Rc<BTreeMap<u64, Vec<Candidate>>>;
+
+/// From a key to before another.
+type Span = (Key, Key);
 
 /// The older states of a volume's trees, looked for when they are first needed.
 #[derive(Debug, Default)]
 pub(crate) struct Older {
     backups: RefCell<BTreeMap<u64, Rc<[State]>>>,
     found: RefCell<Option<Found>>,
+    /// What those that were asked speak for: by address and generation, since a place is used again.
+    spans: RefCell<BTreeMap<(Logical, u64), Option<Span>>>,
     /// Trees whose root item is itself from an older state.
     stale: RefCell<BTreeMap<u64, Age>>,
 }
@@ -122,7 +126,7 @@ impl Older {
     ) -> Filled {
         let mut filled = Filled::nothing(gap);
         for state in self.backups(volume, gap.tree).await.iter() {
-            filled.ask(volume, gap.tree, state, lost).await;
+            filled.ask(volume, gap.tree, state, (Key::MIN, Key::MAX), lost).await;
         }
         if !filled.holes.is_empty() {
             let found = self.found(volume).await;
@@ -131,8 +135,10 @@ impl Older {
             for one in older {
                 let Candidate { generation, at, level } = *one;
                 let root = RootPointer { block: at, generation, level };
-                let age = Age { generation, csums: None };
-                filled.ask(volume, gap.tree, &State { root, age, whole: false }, lost).await;
+                let state = State { root, age: Age { generation, csums: None } };
+                if let Some(span) = self.span(volume, gap.tree, root).await {
+                    filled.ask(volume, gap.tree, &state, span, lost).await;
+                }
             }
         }
         filled.patches.sort_by_key(|patch| patch.from);
@@ -164,12 +170,28 @@ impl Older {
             };
             let csums = csums.map(|root| named(objectid::CSUM_TREE, root));
             let age = Age { generation: commit.generation, csums };
-            states.extend(root.map(|root| State { root, age, whole: true }));
+            states.extend(root.map(|root| State { root, age }));
         }
         states.sort_by_key(|state| std::cmp::Reverse(state.age.generation));
         let states: Rc<[State]> = states.into();
         self.backups.borrow_mut().insert(id, Rc::clone(&states));
         states
+    }
+
+    /// The keys that a block and what is below it speak for; `None` when it is not what it should be.
+    async fn span<D: BlockDevice>(
+        &self,
+        volume: &Volume<D>,
+        id: u64,
+        root: RootPointer,
+    ) -> Option<(Key, Key)> {
+        let place = (root.block, root.generation);
+        if let Some(known) = self.spans.borrow().get(&place) {
+            return *known;
+        }
+        let span = span(volume, &Tree::new(id, root).expect_root()).await;
+        self.spans.borrow_mut().insert(place, span);
+        span
     }
 
     async fn found<D: BlockDevice>(&self, volume: &Volume<D>) -> Rc<BTreeMap<u64, Vec<Candidate>>> {
@@ -185,13 +207,19 @@ impl Older {
 }
 
 impl Filled {
-    /// Takes from a state what is still missing.
-    async fn ask<D: BlockDevice>(&mut self, volume: &Volume<D>, id: u64, state: &State, lost: u64) {
+    /// Takes from a state, which speaks for keys `first` to before `end`, what is still missing.
+    async fn ask<D: BlockDevice>(
+        &mut self,
+        volume: &Volume<D>,
+        id: u64,
+        state: &State,
+        (first, end): (Key, Key),
+        lost: u64,
+    ) {
         if self.holes.is_empty() || state.root.generation >= lost {
             return;
         }
         let root = Tree::new(id, state.root).expect_root();
-        let Some((first, end)) = span(volume, &root, state.whole).await else { return };
         let mut left = Vec::new();
         for (from, to) in std::mem::take(&mut self.holes) {
             let (low, high) = (from.max(first), to.min(end));
@@ -240,19 +268,11 @@ fn child(block: &TreeBlock, slot: usize, parent: &Expect) -> Option<Expect> {
     block.expect_child(slot, parent.owner?)
 }
 
-/// The keys that a block and what is below it speak for; `None` when it is not what it should be.
-async fn span<D: BlockDevice>(
-    volume: &Volume<D>,
-    root: &Expect,
-    whole: bool,
-) -> Option<(Key, Key)> {
+/// From the first key of a block to behind the last one below it, where the tree may have gone on.
+async fn span<D: BlockDevice>(volume: &Volume<D>, root: &Expect) -> Option<(Key, Key)> {
     let mut here = block(volume, root).await?;
-    if whole {
-        return Some((Key::MIN, Key::MAX));
-    }
     let first = here.key(0)?;
     let mut last = here.key(here.len().checked_sub(1)?)?;
-    // Behind the last item the tree may have gone on.
     while here.level() > 0 {
         let Some(next) = child(&here, here.len() - 1, root) else { break };
         let Some(below) = block(volume, &next).await else { break };
