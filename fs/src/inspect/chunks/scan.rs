@@ -29,8 +29,9 @@ pub(super) struct Leaf {
 pub(super) struct Seen {
     /// Leaves by tree, and by address and generation: copies are one.
     pub leaves: BTreeMap<u64, BTreeMap<(Logical, u64), Leaf>>,
-    /// Key where the leaf at an address and of a generation ends, as its parents say.
-    ends: BTreeMap<(Logical, u64), Key>,
+    /// Generation of the newest parent of the block at an address and of a generation, and the key before
+    /// which it says that the block ends.
+    pub ends: BTreeMap<(Logical, u64), (u64, Key)>,
     /// Inner nodes of the chunk tree, by address and generation.
     pub nodes: BTreeMap<(Logical, u64), Vec<Pointer>>,
     /// Tree blocks and where they were found.
@@ -134,15 +135,20 @@ impl Seen {
         let pointers: Vec<_> =
             (0..header.nritems as usize).map_while(|slot| block::pointer(bytes, slot)).collect();
         for pair in pointers.windows(2) {
-            self.ends.insert((pair[0].block, pair[0].generation), pair[1].key);
+            let said = (header.generation, pair[1].key);
+            let known = self.ends.entry((pair[0].block, pair[0].generation)).or_insert(said);
+            // Of two parents in one commit, one was there before the other's further block was.
+            if said.0 > known.0 || said.0 == known.0 && said.1 < known.1 {
+                *known = said;
+            }
         }
         if header.owner == objectid::CHUNK_TREE {
             self.nodes.insert((header.bytenr, header.generation), pointers);
         }
     }
 
-    /// The newest word on every key of a tree: a newer leaf overrules older ones for all keys between
-    /// its first and its last, also where it says nothing.
+    /// The newest word on every key of a tree: a newer leaf overrules older ones for all keys from its
+    /// first to where it ends, also where it says nothing.
     pub(super) fn newest(&self, owner: u64) -> BTreeMap<Key, (u64, &[u8])> {
         let mut leaves: Vec<_> = self.leaves.get(&owner).into_iter().flatten().collect();
         leaves.sort_by_key(|((at, generation), _)| (std::cmp::Reverse(*generation), *at));
@@ -150,12 +156,13 @@ impl Seen {
         let mut found = BTreeMap::new();
         for (at, leaf) in leaves {
             for (key, data) in &leaf.items {
-                if !covered.iter().any(|(first, last)| (first..=last).contains(&key)) {
+                if !covered.iter().any(|(first, end)| (first..end).contains(&key)) {
                     found.entry(*key).or_insert((leaf.generation, data.as_slice()));
                 }
             }
-            let end = self.ends.get(at).copied().unwrap_or(leaf.last);
-            covered.push((leaf.first, leaf.last.max(end)));
+            let behind = leaf.last.next();
+            covered
+                .push((leaf.first, self.ends.get(at).map_or(behind, |(_, end)| behind.max(*end))));
         }
         found
     }

@@ -149,3 +149,26 @@ fn blocks_tell_the_order_of_stripes() {
     less.places.extend_from_slice(&seen.places[..2]);
     assert!(!Evidence::new(&less, &sb, &rules).order(start, &mut shuffled, Profile::Raid0));
 }
+
+/// A leaf with one item of one byte, and where a parent says it ends.
+fn leaf(seen: &mut Seen, at: u64, generation: u64, keys: (u64, u64), ends: u64) {
+    let key = |objectid| Key::new(objectid, ItemType::BLOCK_GROUP_ITEM, 7);
+    let items = vec![(key(keys.0), vec![u8::try_from(generation).expect("a small one")])];
+    let leaf = scan::Leaf { generation, first: key(keys.0), last: key(keys.1), items };
+    let leaves = seen.leaves.entry(objectid::EXTENT_TREE).or_default();
+    leaves.insert((Logical(at), generation), leaf);
+    seen.ends.insert((Logical(at), generation), (generation, key(ends)));
+}
+
+/// The key where a newer leaf ends is the first one of the next leaf: it was taken for overruled.
+#[test]
+fn a_leaf_overrules_older_ones_up_to_where_the_next_begins() {
+    let mut seen = Seen::default();
+    leaf(&mut seen, 4096, 9, (10, 19), 30);
+    leaf(&mut seen, 8192, 8, (30, 39), 40);
+    leaf(&mut seen, 12288, 7, (29, 29), 30);
+    leaf(&mut seen, 16384, 7, (30, 35), 40);
+    let found = seen.newest(objectid::EXTENT_TREE);
+    let words: Vec<_> = found.iter().map(|(key, word)| (key.objectid, word.0)).collect();
+    assert_eq!(words, [(10, 9), (30, 8)]);
+}
