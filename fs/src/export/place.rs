@@ -3,7 +3,8 @@
 
 use super::sink::enter;
 use rustix::io::Errno;
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,15 +14,21 @@ use std::sync::Arc;
 pub(crate) struct Folder {
     parent: Option<Rc<Folder>>,
     name: Vec<u8>,
+    /// Names in it that look like those of damaged copies, and are not.
+    lookalikes: RefCell<BTreeSet<Vec<u8>>>,
 }
+
+/// Behind the name of a copy that is not whole.
+const DAMAGED: &[u8] = b".damaged";
 
 impl Folder {
     pub(crate) fn root() -> Rc<Folder> {
-        Rc::new(Folder { parent: None, name: Vec::new() })
+        Rc::new(Folder { parent: None, name: Vec::new(), lookalikes: RefCell::default() })
     }
 
     pub(crate) fn child(self: &Rc<Folder>, name: &[u8]) -> Rc<Folder> {
-        Rc::new(Folder { parent: Some(Rc::clone(self)), name: name.to_vec() })
+        let (parent, lookalikes) = (Some(Rc::clone(self)), RefCell::default());
+        Rc::new(Folder { parent, name: name.to_vec(), lookalikes })
     }
 
     /// The names from the destination down.
@@ -47,6 +54,30 @@ impl Folder {
         }
         path.extend_from_slice(name);
         path
+    }
+
+    /// Tells of a name that the folder has on the disk.
+    pub(crate) fn has(&self, name: &[u8]) {
+        if name.windows(DAMAGED.len()).any(|part| part == DAMAGED) {
+            self.lookalikes.borrow_mut().insert(name.to_vec());
+        }
+    }
+
+    /// The name of a copy that is not whole, also where the name is as long as names may be: one that
+    /// nothing on the disk has.
+    pub(crate) fn damaged_name(&self, name: &[u8]) -> Vec<u8> {
+        let lookalikes = self.lookalikes.borrow();
+        let mut suffix = DAMAGED.to_vec();
+        let mut n = 1;
+        loop {
+            let keep = name.len().min(255 - suffix.len());
+            let damaged = [name.get(..keep).unwrap_or(name), &suffix].concat();
+            if !lookalikes.contains(&damaged) {
+                return damaged;
+            }
+            n += 1;
+            suffix = [DAMAGED, format!("-{n}").as_bytes()].concat();
+        }
     }
 
     /// Opens the folder, making what is absent on the way; and whether it was there before.
@@ -108,6 +139,21 @@ mod tests {
         for good in [&b"a"[..], b"...", b" ", b"\xff\n", &[b'x'; 255]] {
             assert!(is_one_name(good));
         }
+    }
+
+    #[test]
+    fn a_damaged_copy_takes_no_name_that_the_disk_has() {
+        let root = Folder::root();
+        assert_eq!(root.damaged_name(b"x"), b"x.damaged");
+        for name in [&b"x"[..], b"x.damaged", b"x.damaged-2", &[b'y'; 255]] {
+            root.has(name);
+        }
+        assert_eq!(root.damaged_name(b"x"), b"x.damaged-3");
+        assert_eq!(root.damaged_name(b"x.damaged"), b"x.damaged.damaged");
+        let long = root.damaged_name(&[b'y'; 255]);
+        assert!(long.len() == 255 && long.ends_with(b"y.damaged"));
+        root.has(&long);
+        assert!(root.damaged_name(&[b'y'; 255]).ends_with(b"y.damaged-2"));
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub(crate) struct Meta {
 pub(crate) struct Spot {
     pub(crate) dir: Arc<OwnedFd>,
     pub(crate) name: Vec<u8>,
+    /// The name of a copy that is not whole.
+    pub(crate) damaged: Vec<u8>,
     pub(crate) path: Vec<u8>,
 }
 
@@ -172,9 +174,19 @@ impl Sink {
             }
             self.step(op);
         }
-        if self.full
-            && let Some(current) = self.current.take()
-        {
+        if self.full {
+            self.give_up();
+        }
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.full
+    }
+
+    /// Writes nothing any more, and leaves nothing that was begun.
+    pub(crate) fn give_up(&mut self) {
+        self.full = true;
+        if let Some(current) = self.current.take() {
             let _ = fs::unlinkat(&*current.spot.dir, &current.temp, AtFlags::empty());
         }
     }
@@ -327,9 +339,8 @@ impl Sink {
     /// The last step of a file. A damaged copy that an earlier run made gives way to a newer one, and
     /// to a whole one.
     fn take_name(&self, spot: &Spot, temp: &[u8], damaged: bool) -> Result<(), Errno> {
-        let spoiled = damaged_name(&spot.name);
         if damaged {
-            return fs::renameat(&*spot.dir, temp, &*spot.dir, &spoiled);
+            return fs::renameat(&*spot.dir, temp, &*spot.dir, &spot.damaged);
         }
         if self.manner.overwrite {
             self.in_the_way(spot)?;
@@ -346,7 +357,7 @@ impl Sink {
             }
             other => other,
         }?;
-        let _ = fs::unlinkat(&*spot.dir, &spoiled, AtFlags::empty());
+        let _ = fs::unlinkat(&*spot.dir, &spot.damaged, AtFlags::empty());
         Ok(())
     }
 
@@ -409,13 +420,6 @@ impl Sink {
             other => other,
         }
     }
-}
-
-/// The name of a copy that is not whole, also where the name is as long as names may be.
-pub(crate) fn damaged_name(name: &[u8]) -> Vec<u8> {
-    const SUFFIX: &[u8] = b".damaged";
-    let keep = name.len().min(255 - SUFFIX.len());
-    [name.get(..keep).unwrap_or(name), SUFFIX].concat()
 }
 
 fn write_at(file: &OwnedFd, at: u64, bytes: &[u8]) -> Result<(), Errno> {

@@ -210,7 +210,8 @@ impl<'a, D: BlockDevice> Walk<'a, D> {
     /// Where `name` goes, and whether its folder may hold something already.
     pub(crate) fn spot(&mut self, folder: &Rc<Folder>, name: &[u8]) -> Option<(Spot, bool)> {
         let (dir, was_there) = self.open_folder(folder)?;
-        let spot = Spot { dir, name: name.to_vec(), path: folder.path_of(name) };
+        let (damaged, path) = (folder.damaged_name(name), folder.path_of(name));
+        let spot = Spot { dir, name: name.to_vec(), damaged, path };
         Some((spot, was_there))
     }
 
@@ -248,7 +249,11 @@ impl<'a, D: BlockDevice> Walk<'a, D> {
             }
         }
         let mut below = Vec::new();
-        for name in self.names(&tree, id, &folder).await {
+        let names = self.names(&tree, id, &folder).await;
+        for name in &names {
+            folder.has(&name.name);
+        }
+        for name in names {
             if self.full.is_some() {
                 return;
             }

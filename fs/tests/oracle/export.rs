@@ -98,6 +98,34 @@ fn damage(image: &Path, groups: GroupFlags, seed: u64, percent: u64) -> Vec<u8> 
     bytes
 }
 
+/// A copy of a damaged file takes a name that nothing else has, and a whole copy takes away no file but the damaged
+/// copy of its own.
+#[test]
+fn files_that_are_called_damaged_are_files_like_others() {
+    let Some(dir) = workshop("files_that_are_called_damaged_are_files_like_others") else { return };
+    let image = dir.path().join("disk");
+    shell(dir.path(), "truncate -s 256M disk; mkfs.btrfs -q disk >/dev/null");
+    let mount = Mount::new(&image, "");
+    let work = "for name in x.damaged x y.damaged y; do yes $name | head -c 9000 > $name; done";
+    shell(mount.path(), work);
+    drop(mount);
+    let mut bytes = std::fs::read(&image).expect("an image");
+    let text = b"y\ny\ny\ny\ny\ny\ny\ny\ny\ny\ny\ny\n";
+    let at = bytes.windows(text.len()).position(|part| part == text).expect("the data of y");
+    bytes[at] = b'z';
+    std::fs::write(&image, bytes).expect("an image");
+    let dest = dir.path().join("out");
+    for _ in 0..2 {
+        let report = exported(load(&image), &dest).expect("it opens");
+        assert_eq!(report.damaged(), 1, "{report:#?}");
+        let names: Vec<_> = contents(&by_kernel(&dest)).into_keys().collect();
+        assert_eq!(names, [&b"/x"[..], b"/x.damaged", b"/y.damaged", b"/y.damaged-2"]);
+        let content = |name| std::fs::read(dest.join(name)).expect("a file");
+        assert!(content("x.damaged").starts_with(b"x.damaged\nx.damaged\n"));
+        assert!(content("y.damaged").starts_with(b"y.damaged\ny.damaged\n"));
+    }
+}
+
 /// S10 beside the reference: whatever `btrfs restore` brings home right, so do we.
 #[test]
 fn what_restore_recovers_an_export_recovers_too() {
