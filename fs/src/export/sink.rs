@@ -35,6 +35,8 @@ pub(crate) struct Spot {
     /// The name of a copy that is not whole.
     pub(crate) damaged: Vec<u8>,
     pub(crate) path: Vec<u8>,
+    /// The folder may hold what an earlier run made.
+    pub(crate) was_there: bool,
 }
 
 /// A part of a file.
@@ -145,8 +147,28 @@ struct Current {
     spot: Spot,
     temp: Vec<u8>,
     file: OwnedFd,
+    /// Where the file ends so far.
+    end: u64,
     damaged: bool,
     failed: bool,
+}
+
+impl Current {
+    fn write_at(&mut self, at: u64, bytes: &[u8]) -> Result<(), Errno> {
+        let mut done = 0;
+        while let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) {
+            match rustix::io::pwrite(&self.file, rest, at + done as u64) {
+                Ok(0) => return Err(Errno::IO),
+                Ok(n) => done += n,
+                Err(Errno::INTR) => (),
+                Err(errno) => return Err(errno),
+            }
+        }
+        if done > 0 {
+            self.end = self.end.max(at + done as u64);
+        }
+        Ok(())
+    }
 }
 
 /// The state between two batches.
@@ -266,7 +288,8 @@ impl Sink {
         };
         match file {
             Ok(file) => {
-                self.current = Some(Current { spot, temp, file, damaged: false, failed: false });
+                let (end, damaged, failed) = (0, false, false);
+                self.current = Some(Current { spot, temp, file, end, damaged, failed });
             }
             Err(errno) => self.fail(spot.path, errno),
         }
@@ -276,7 +299,7 @@ impl Sink {
         let Some(mut current) = self.current.take() else { return };
         if !current.failed {
             let done = match part {
-                Part::Plain { at, bytes } => write_at(&current.file, at, &bytes),
+                Part::Plain { at, bytes } => current.write_at(at, &bytes),
                 Part::Packed { at, how, bytes, unpacked, skip, len } => {
                     self.write_packed(&mut current, (at, skip, len), how, &bytes, unpacked)
                 }
@@ -302,7 +325,7 @@ impl Sink {
         match unpack(how, bytes, &mut self.unpacked, self.manner.sectorsize) {
             Ok(()) => {
                 let plain = self.unpacked.get(skip..skip.saturating_add(len)).unwrap_or(&[]);
-                write_at(&current.file, at, plain)
+                current.write_at(at, plain)
             }
             Err(damaged) => {
                 current.damaged = true;
@@ -316,11 +339,11 @@ impl Sink {
 
     fn close(&mut self, meta: &Meta, size: u64, damaged: bool) {
         let Some(current) = self.current.take() else { return };
-        let Current { spot, temp, file, damaged: found_damaged, failed } = current;
+        let Current { spot, temp, file, end, damaged: found_damaged, failed } = current;
         let damaged = damaged || found_damaged;
         let done = match failed {
             true => Err(None),
-            false => fs::ftruncate(&file, size)
+            false => (if end == size { Ok(()) } else { fs::ftruncate(&file, size) })
                 .and_then(|()| self.dress(&file, meta))
                 .and_then(|()| self.take_name(&spot, &temp, damaged))
                 .map_err(Some),
@@ -357,7 +380,9 @@ impl Sink {
             }
             other => other,
         }?;
-        let _ = fs::unlinkat(&*spot.dir, &spot.damaged, AtFlags::empty());
+        if spot.was_there {
+            let _ = fs::unlinkat(&*spot.dir, &spot.damaged, AtFlags::empty());
+        }
         Ok(())
     }
 
@@ -420,19 +445,6 @@ impl Sink {
             other => other,
         }
     }
-}
-
-fn write_at(file: &OwnedFd, at: u64, bytes: &[u8]) -> Result<(), Errno> {
-    let mut done = 0;
-    while let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) {
-        match rustix::io::pwrite(file, rest, at + done as u64) {
-            Ok(0) => return Err(Errno::IO),
-            Ok(n) => done += n,
-            Err(Errno::INTR) => (),
-            Err(errno) => return Err(errno),
-        }
-    }
-    Ok(())
 }
 
 fn mode_of(inode: &Inode) -> Mode {

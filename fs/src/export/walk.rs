@@ -211,7 +211,7 @@ impl<'a, D: BlockDevice> Walk<'a, D> {
     pub(crate) fn spot(&mut self, folder: &Rc<Folder>, name: &[u8]) -> Option<(Spot, bool)> {
         let (dir, was_there) = self.open_folder(folder)?;
         let (damaged, path) = (folder.damaged_name(name), folder.path_of(name));
-        let spot = Spot { dir, name: name.to_vec(), damaged, path };
+        let spot = Spot { dir, name: name.to_vec(), damaged, path, was_there };
         Some((spot, was_there))
     }
 
