@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 use varve_block::dev::Mem;
-use varve_block::{BlockDevice, BufPool, Extent, Sector, Sectors, Sim};
+use varve_block::{
+    BlockDevice, BufPool, Data, Durability, Extent, Geometry, IoBuf, Sector, Sectors, Sim, Zero,
+};
 use varve_fs::DumpDevice;
 use varve_fs::check::{CheckOptions, Checked, Severity, check};
 use varve_fs::format::key::{ItemType, Key};
@@ -77,28 +79,57 @@ impl Disk {
         let below = Mem::from_bytes(&padded);
         let (size, pieces) = Sim::new(1).run(|_| async move {
             let device = DumpDevice::open(below).await.expect("a dump");
-            let (size, pool) = (device.geometry().len.bytes(), BufPool::new(16 * PIECE));
-            let mut pieces = BTreeMap::new();
-            for at in (0..size).step_by(PIECE) {
-                let len = (size - at).min(PIECE as u64) >> 9;
-                let range = Extent::new(Sector(at >> 9), Sectors(len));
-                let buf = pool.take(range.len).await;
-                let buf = device.read(range.start, buf).await.expect("a read");
-                if buf.iter().any(|byte| *byte != 0) {
-                    let mut piece = buf.to_vec();
-                    piece.resize(PIECE, 0);
-                    pieces.insert(at, piece);
+            let (len, pool) = (device.geometry().len, BufPool::new(16 * PIECE));
+            let mut pieces: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
+            let whole = Extent::new(Sector(0), len);
+            let runs = device.extents(whole, usize::MAX).await.expect("its shape");
+            for run in runs.iter().filter(|run| !run.hole) {
+                for at in run.range.start.0..run.range.end().0 {
+                    let buf = pool.take(Sectors(1)).await;
+                    let buf = device.read(Sector(at), buf).await.expect("a read");
+                    let byte = at << 9;
+                    let piece = pieces.entry(byte - byte % PIECE as u64);
+                    let piece = piece.or_insert_with(|| vec![0; PIECE]);
+                    piece[within(byte)..][..512].copy_from_slice(&buf);
                 }
             }
-            (size, pieces)
+            (len.bytes(), pieces)
         });
         Disk::of(size, pieces)
+    }
+
+    /// A file's, raw or a metadata dump. None where no tree can be followed, as of a superblock that is the damage.
+    pub(crate) fn of_file(path: &std::path::Path) -> Option<Disk> {
+        use std::os::unix::fs::FileExt;
+        const DUMP_MAGIC: u64 = 0xbd5c_25e2_7295_668b;
+        let file = std::fs::File::open(path).expect("an image");
+        let len = file.metadata().expect("its size").len();
+        let mut head = [0; 8];
+        file.read_exact_at(&mut head, 0).expect("a head");
+        let disk = if le64(&head, 0) == DUMP_MAGIC {
+            Disk::of_dump(&std::fs::read(path).expect("a dump"))
+        } else {
+            let mut pieces = BTreeMap::new();
+            for at in (0..len).step_by(PIECE) {
+                let part = usize::try_from((len - at).min(PIECE as u64)).expect("a piece");
+                let mut buf = vec![0; PIECE];
+                file.read_exact_at(&mut buf[..part], at).expect("a read");
+                if buf.iter().any(|byte| *byte != 0) {
+                    pieces.insert(at, buf);
+                }
+            }
+            Disk::of(len, pieces)
+        };
+        (!disk.blocks.is_empty()).then_some(disk)
     }
 
     fn of(size: u64, pieces: BTreeMap<u64, Vec<u8>>) -> Disk {
         let mut disk = Disk { size, pieces, nodesize: 0, blocks: BTreeMap::new() };
         let sb = disk.bytes(SUPER, 4096);
         disk.nodesize = le32(&sb, 0x94);
+        if !disk.nodesize.is_power_of_two() || !(4096..=PIECE).contains(&disk.nodesize) {
+            return disk;
+        }
         let mut places: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
         for (at, piece) in &disk.pieces {
             for off in (0..PIECE).step_by(4096) {
@@ -254,9 +285,38 @@ impl Disk {
     }
 
     pub(crate) fn check(&self) -> varve_fs::Result<Checked> {
-        let mem = self.mem();
+        let mem = Unwritten(self.mem());
         let options = CheckOptions { data: true, ..CheckOptions::default() };
         Sim::new(2).run(|_| async move { check(vec![mem], &options).await })
+    }
+}
+
+/// A device that the checker may only read.
+struct Unwritten(Mem);
+
+impl BlockDevice for Unwritten {
+    fn geometry(&self) -> Geometry {
+        self.0.geometry()
+    }
+
+    async fn read(&self, at: Sector, buf: IoBuf) -> varve_block::Result<IoBuf> {
+        self.0.read(at, buf).await
+    }
+
+    async fn write(&self, at: Sector, _: Data, _: Durability) -> varve_block::Result<Data> {
+        panic!("a checker that writes, at {at:?}");
+    }
+
+    async fn flush(&self) -> varve_block::Result<()> {
+        panic!("a checker that flushes");
+    }
+
+    async fn discard(&self, range: Extent) -> varve_block::Result<()> {
+        panic!("a checker that discards {range:?}");
+    }
+
+    async fn write_zeroes(&self, range: Extent, _: Zero) -> varve_block::Result<()> {
+        panic!("a checker that zeroes {range:?}");
     }
 }
 
@@ -276,16 +336,16 @@ pub(crate) fn key_at(block: &[u8], at: usize) -> Key {
     Key::new(le64(block, at), ItemType(block[at + 8]), le64(block, at + 9))
 }
 
-/// Where a block leads: its pointers, or the roots in its items.
+/// Where a block leads: its pointers, or the roots in its items, as far as its counts stay inside of it.
 fn children(block: &[u8]) -> Vec<u64> {
     let count = le32(block, 96);
+    let inside = |at: &usize| at + 8 <= block.len();
     if block[100] > 0 {
-        return (0..count).map(|n| le64(block, 101 + 33 * n + 17)).collect();
+        let pointers = (0..count).map(|n| 101 + 33 * n + 17).take_while(inside);
+        return pointers.map(|at| le64(block, at)).collect();
     }
-    let root = |n: usize| {
-        let head = 101 + 25 * n;
-        let data = 101 + le32(block, head + 17);
-        (block[head + 8] == 132).then(|| le64(block, data + 0xb0))
-    };
-    (0..count).filter_map(root).collect()
+    let heads = (0..count).map(|n| 101 + 25 * n).take_while(|head| head + 25 <= block.len());
+    let roots = heads.filter(|head| block[head + 8] == 132);
+    let places = roots.map(|head| 101 + le32(block, head + 17) + 0xb0).filter(inside);
+    places.map(|at| le64(block, at)).collect()
 }

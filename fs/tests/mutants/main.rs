@@ -3,8 +3,10 @@
 //! the checker down.
 //!
 //! `VARVE_MUTANTS=10000` makes that many random mutants instead of a few hundred;
+//! `VARVE_MUTANTS_OF=FOLDER` takes the images in it, raw or dumps, instead of those that are here;
 //! `VARVE_MUTANTS_TOOL=1` runs `btrfs check` on each as well and prints where the two differ.
 
 mod disk;
+mod mutate;
 mod random;
 mod rules;

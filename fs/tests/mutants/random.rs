@@ -1,9 +1,14 @@
 //! Random damage, most of it sealed, from a seed: whatever the checker says, it says it soon, in bounded
-//! memory and without panic, and the same words twice.
+//! memory and without panic, the same words twice, and without a write.
 
-use crate::disk::{Disk, codes, le32};
+use crate::disk::{Disk, codes};
+use crate::mutate::{Dice, mutate};
+use std::ops::Range;
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
+use varve_fs::check::Checked;
 
 const DUMPS: &[&[u8]] = &[
     include_bytes!("../../../tests/images/070-btrfs-progs-dumps/020-keyed_block_ref.img"),
@@ -12,165 +17,141 @@ const DUMPS: &[&[u8]] = &[
     include_bytes!("../../../tests/images/070-btrfs-progs-dumps/032-qgroup_corrupted.img"),
 ];
 const FEW: u64 = 300;
+/// One in so many is looked at twice.
+const AGAIN: u64 = 64;
 /// No mutant of these small images may take longer, on a machine that does other things too.
 const SOON: Duration = Duration::from_secs(20);
 /// The test itself holds the images.
 const MEMORY_MAX: u64 = 1 << 30;
 
-/// xorshift64*.
-struct Dice(u64);
+/// How many mutants, from which seed on, and whether the reference tool looks too.
+struct Plan {
+    seeds: Range<u64>,
+    tool: bool,
+}
 
-impl Dice {
-    fn roll(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        usize::try_from(self.roll() % (n.max(1) as u64)).expect("it fits")
+impl Plan {
+    fn of_environment() -> Plan {
+        let number = |name| std::env::var(name).ok().and_then(|n| n.parse::<u64>().ok());
+        let first = number("VARVE_MUTANTS_FROM").unwrap_or(0);
+        let many = number("VARVE_MUTANTS").unwrap_or(FEW);
+        Plan { seeds: first..first + many, tool: std::env::var_os("VARVE_MUTANTS_TOOL").is_some() }
     }
 }
 
-/// Values that are near an edge.
-fn odd(dice: &mut Dice, old: u64) -> u64 {
-    match dice.below(9) {
-        0 => 0,
-        1 => u64::MAX,
-        2 => old.wrapping_add(1),
-        3 => old.wrapping_sub(1),
-        4 => old.wrapping_add(4096),
-        5 => old.wrapping_sub(4096),
-        6 => old ^ (1 << dice.below(64)),
-        7 => old.wrapping_shl(8),
-        _ => dice.roll(),
-    }
+/// What the threads share.
+struct Work {
+    bases: Vec<Disk>,
+    plan: Plan,
+    next: AtomicU64,
+    clean: AtomicU64,
 }
 
-/// One word of one, two, four or eight bytes becomes another.
-fn change(bytes: &mut [u8], dice: &mut Dice) {
-    let width = [1, 2, 4, 8][dice.below(4)].min(bytes.len());
-    if width == 0 {
-        return;
-    }
-    let at = dice.below(bytes.len() - width + 1);
-    let mut word = [0; 8];
-    word[..width].copy_from_slice(&bytes[at..at + width]);
-    let new = odd(dice, u64::from_le_bytes(word)).to_le_bytes();
-    bytes[at..at + width].copy_from_slice(&new[..width]);
-}
+/// What a thread is at, and since when.
+type Now = Arc<Mutex<(String, Instant)>>;
 
-/// What was done, for a failure's message.
-#[allow(clippy::too_many_lines, reason = "one arm for each kind of damage")]
-fn mutate(disk: &mut Disk, dice: &mut Dice) -> String {
-    let blocks: Vec<u64> = disk.blocks.keys().copied().collect();
-    let at = blocks[dice.below(blocks.len())];
-    let mut block = disk.block(at);
-    // Damage before this one may have left any count there.
-    let room = (block.len() - 101) / if block[100] > 0 { 33 } else { 25 };
-    let count = le32(&block, 96).min(room);
-    let slot = dice.below(count);
-    match dice.below(12) {
-        0 => {
-            for place in disk.blocks[&at].clone() {
-                let byte = disk.bytes(place + 200, 1)[0];
-                disk.write(place + 200, &[byte ^ 4]);
+impl Work {
+    /// Takes seeds until there are none left. Gives what went wrong, if something did.
+    fn run(&self, now: &Now) -> Result<(), String> {
+        loop {
+            let seed = self.next.fetch_add(1, Ordering::Relaxed);
+            if seed >= self.plan.seeds.end {
+                return Ok(());
             }
-            format!("unsealed flip in {at}")
-        }
-        1 => {
-            let size = disk.size() / 16 * (dice.below(16) as u64 + 1);
-            disk.truncate(size - size % 4096);
-            format!("cut at {size}")
-        }
-        2 => {
-            let at = 0x20 + dice.below(0x32b + 300 - 0x20);
-            let new = odd(dice, 0);
-            disk.edit_super(|sb| sb[at..at + 4].copy_from_slice(&new.to_le_bytes()[..4]));
-            format!("superblock byte {at}")
-        }
-        3 => {
-            change(&mut block[32..101], dice);
-            disk.put(at, block);
-            format!("header of {at}")
-        }
-        4 | 5 if count > 0 => {
-            let (from, len) =
-                if block[100] > 0 { (101 + 33 * slot, 33) } else { (101 + 25 * slot, 25) };
-            if let Some(head) = block.get_mut(from..from + len) {
-                change(head, dice);
+            let (disk, what) = self.mutant(seed);
+            begin(now, &what);
+            let look = || std::panic::catch_unwind(|| disk.check());
+            let verdict = look().map_err(|_| format!("{what}: a panic"))?;
+            if seed.is_multiple_of(AGAIN) {
+                let again = look().map_err(|_| format!("{what}: a panic, the second time"))?;
+                if words(&again) != words(&verdict) {
+                    return Err(format!("{what}: other words the second time"));
+                }
             }
-            disk.put(at, block);
-            format!("key or pointer {slot} of {at}")
-        }
-        6 if count > 1 && block[100] == 0 => {
-            let other = dice.below(count);
-            let (a, b) = (101 + 25 * slot, 101 + 25 * other);
-            for n in 0..17 {
-                block.swap(a + n, b + n);
+            let clean = verdict.as_ref().is_ok_and(|checked| checked.is_clean());
+            self.clean.fetch_add(u64::from(clean), Ordering::Relaxed);
+            if self.plan.tool {
+                let ours = verdict.map(|checked| (checked.is_clean(), codes(&checked)));
+                begin(now, &format!("btrfs check, {what}"));
+                compare(&disk, &ours, &what);
             }
-            disk.put(at, block);
-            format!("keys {slot} and {other} of {at} swapped")
         }
-        7 => {
-            let other = blocks[dice.below(blocks.len())];
-            let mut twin = disk.block(other);
-            twin[48..56].copy_from_slice(&at.to_le_bytes());
-            disk.put(at, twin);
-            format!("{other} in place of {at}")
-        }
-        _ if block[100] == 0 && count > 0 => {
-            let head = 101 + 25 * slot;
-            let from = 101 + le32(&block, head + 17);
-            let to = from + le32(&block, head + 21);
-            if let Some(data) = block.get_mut(from..to) {
-                change(data, dice);
+    }
+
+    fn mutant(&self, seed: u64) -> (Disk, String) {
+        let mut dice = Dice::new(seed);
+        let mut disk = self.bases[dice.below(self.bases.len())].clone();
+        let mut done = vec![mutate(&mut disk, &mut dice)];
+        for _ in 0..dice.below(3) {
+            // One damage at a time is what two opinions can be compared over.
+            if !self.plan.tool {
+                done.push(mutate(&mut disk, &mut dice));
             }
-            disk.put(at, block);
-            format!("item {slot} of {at}")
         }
-        _ => {
-            let len = block.len();
-            change(&mut block[101..len], dice);
-            disk.put(at, block);
-            format!("somewhere in {at}")
-        }
+        (disk, format!("seed {seed}: {}", done.join(", ")))
     }
 }
 
 #[allow(clippy::disallowed_methods, reason = "real time, to see that it stays short")]
+fn begin(now: &Now, what: &str) {
+    *now.lock().expect("nobody panics with it") = (what.to_owned(), Instant::now());
+}
+
+/// All that a person would read.
+fn words(verdict: &varve_fs::Result<Checked>) -> Vec<String> {
+    match verdict {
+        Ok(checked) => checked.findings.iter().map(|f| format!("{f:?}")).collect(),
+        Err(error) => vec![format!("{error:?}")],
+    }
+}
+
+/// A checker that never ends holds its thread, so another one looks at the clock.
 #[test]
 fn no_mutant_takes_the_checker_down() {
-    let many = std::env::var("VARVE_MUTANTS").ok().and_then(|n| n.parse().ok()).unwrap_or(FEW);
-    let first = std::env::var("VARVE_MUTANTS_FROM").ok().and_then(|n| n.parse().ok()).unwrap_or(0);
-    let tool = std::env::var_os("VARVE_MUTANTS_TOOL").is_some();
     let mut bases = vec![Disk::golden()];
     bases.extend(DUMPS.iter().map(|dump| Disk::of_dump(dump)));
-    let mut clean = 0;
-    for seed in first..first + many {
-        let mut dice = Dice((seed + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-        let mut disk = bases[dice.below(bases.len())].clone();
-        let mut done = vec![mutate(&mut disk, &mut dice)];
-        for _ in 0..dice.below(3) {
-            if !tool {
-                done.push(mutate(&mut disk, &mut dice));
+    if let Some(folder) = std::env::var_os("VARVE_MUTANTS_OF") {
+        let files = std::fs::read_dir(folder).expect("a folder");
+        let mut paths: Vec<_> = files.map(|file| file.expect("an entry").path()).collect();
+        paths.sort();
+        bases = paths.iter().filter_map(|path| Disk::of_file(path)).collect();
+        println!("mutants of {} of {} images", bases.len(), paths.len());
+    }
+    let plan = Plan::of_environment();
+    let (first, many) = (plan.seeds.start, plan.seeds.end - plan.seeds.start);
+    let next = AtomicU64::new(first);
+    let work = Arc::new(Work { bases, plan, next, clean: AtomicU64::new(0) });
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let (said, ends) = mpsc::channel();
+    let mut now = Vec::new();
+    for _ in 0..threads {
+        #[allow(clippy::disallowed_methods, reason = "real time, to see that it stays short")]
+        let mine: Now = Arc::new(Mutex::new((String::new(), Instant::now())));
+        now.push(Arc::clone(&mine));
+        let (work, said) = (Arc::clone(&work), said.clone());
+        #[allow(clippy::disallowed_methods, reason = "each runs a simulator of its own")]
+        std::thread::spawn(move || said.send(work.run(&mine)));
+    }
+    let mut running = threads;
+    while running > 0 {
+        match ends.recv_timeout(Duration::from_secs(1)) {
+            Ok(end) => {
+                end.unwrap_or_else(|what| panic!("{what}"));
+                running -= 1;
             }
-        }
-        let start = Instant::now();
-        let what = format!("seed {seed}: {}", done.join(", "));
-        let verdict = std::panic::catch_unwind(|| disk.check());
-        let verdict = verdict.unwrap_or_else(|_| panic!("{what}: a panic"));
-        assert!(start.elapsed() < SOON, "{what}: {:?}", start.elapsed());
-        clean += usize::from(verdict.as_ref().is_ok_and(|checked| checked.is_clean()));
-        if tool {
-            compare(&disk, &verdict.map(|checked| (checked.is_clean(), codes(&checked))), &what);
+            Err(_) => now.iter().for_each(in_time),
         }
     }
+    let clean = work.clean.load(Ordering::Relaxed);
     println!("{many} mutants, {clean} of them clean");
-    assert!(clean < usize::try_from(many).expect("it fits") / 2, "most damage is seen");
+    assert!(clean < many / 2, "most damage is seen");
     let peak = peak_memory();
     assert!(peak < MEMORY_MAX, "{peak} bytes of memory");
+}
+
+fn in_time(now: &Now) {
+    let (what, since) = &*now.lock().expect("nobody panics with it");
+    assert!(since.elapsed() < SOON, "{what}: {:?}", since.elapsed());
 }
 
 type Said = Result<(bool, std::collections::BTreeSet<String>), varve_fs::Error>;
