@@ -8,6 +8,7 @@ use crate::format::free_space::FreeSpaceInfo;
 use crate::format::key::{ItemType, Key};
 use crate::tree::node::TreeBlock;
 use std::collections::BTreeMap;
+use std::ops::{Bound, Range};
 use varve_block::BlockDevice;
 
 /// What the tree says.
@@ -21,7 +22,7 @@ pub(crate) struct FreeSpace {
 
 /// Where mkfs put its temporary groups, of 4, 8 and (with several devices) again 8 MiB, before it made
 /// the real ones. Their entries touch, and make one run.
-const TEMPORARY: std::ops::Range<u64> = 1 << 20..21 << 20;
+const TEMPORARY: Range<u64> = 1 << 20..21 << 20;
 
 fn is_leftover(at: u64, len: u64) -> bool {
     at >= TEMPORARY.start && at.saturating_add(len) <= TEMPORARY.end
@@ -145,22 +146,29 @@ pub(crate) fn judge<D: BlockDevice>(run: &Run<'_, '_, D>, free: &Option<FreeSpac
         }
     }
     for entry in free.runs.iter() {
-        let mut at = entry.start;
-        while at < entry.end {
-            let group = run.space.groups.range(..=at).next_back();
-            let inside = group
-                .map(|(start, (length, _))| start.saturating_add(*length))
-                .filter(|end| *end > at);
-            if let Some(end) = inside {
-                at = end;
-                continue;
-            }
-            let next = run.space.groups.range(at..).next().map_or(u64::MAX, |(start, _)| *start);
-            let to = entry.end.min(next);
-            outside(findings, at, to - at);
-            at = to;
+        for part in between_groups(&run.space.groups, entry) {
+            outside(findings, part.start, part.end - part.start);
         }
     }
+}
+
+/// The parts of `entry` that no block group covers. A group may have any length, none too.
+fn between_groups<T>(groups: &BTreeMap<u64, (u64, T)>, entry: Range<u64>) -> Vec<Range<u64>> {
+    let mut parts = Vec::new();
+    let mut at = entry.start;
+    while at < entry.end {
+        let group = groups.range(..=at).next_back();
+        let end = group.map_or(at, |(start, (length, _))| start.saturating_add(*length));
+        if end > at {
+            at = end;
+            continue;
+        }
+        let next = groups.range((Bound::Excluded(at), Bound::Unbounded)).next();
+        let to = next.map_or(entry.end, |(start, _)| entry.end.min(*start));
+        parts.push(at..to);
+        at = to;
+    }
+    parts
 }
 
 fn outside(findings: &Findings, at: u64, len: u64) {
@@ -180,5 +188,13 @@ mod tests {
         assert!(!is_leftover(1 << 20, 21 << 20));
         assert!(!is_leftover(30 << 20, 4096));
         assert!(!is_leftover(2 << 20, u64::MAX));
+    }
+
+    #[test]
+    fn what_lies_between_groups_ends_also_at_a_group_of_no_length() {
+        let groups = BTreeMap::from([(10, (10, ())), (30, (0, ())), (40, (5, ()))]);
+        assert_eq!(between_groups(&groups, 12..18), []);
+        assert_eq!(between_groups(&groups, 15..60), [20..30, 30..40, 45..60]);
+        assert_eq!(between_groups(&groups, 5..35), [5..10, 20..30, 30..35]);
     }
 }
