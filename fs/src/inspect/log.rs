@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use varve_block::BlockDevice;
 
 /// The log of one file tree.
+#[derive(Debug)]
 pub struct LogTree {
     pub subvolume: u64,
     pub inodes: Vec<LogEntry>,

@@ -7,6 +7,7 @@ use crate::volume::read_super;
 use varve_block::BlockDevice;
 
 /// One copy.
+#[derive(Debug)]
 pub struct SuperCopy {
     /// 0, 1 or 2.
     pub copy: usize,

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 use varve_block::dev::Mem;
 use varve_block::{
-    BlockDevice, BufPool, Data, Durability, Extent, Geometry, IoBuf, Sector, Sectors, Sim, Zero,
+    BlockDevice, BufPool, Data, Durability, Extent, ExtentStatus, Geometry, IoBuf, Sector, Sectors,
+    Sim, Zero,
 };
 use varve_fs::DumpDevice;
 use varve_fs::check::{CheckOptions, Checked, Severity, check};
@@ -284,15 +285,20 @@ impl Disk {
         self.size
     }
 
+    pub(crate) fn unwritten(&self) -> Unwritten {
+        Unwritten(self.mem())
+    }
+
     pub(crate) fn check(&self) -> varve_fs::Result<Checked> {
-        let mem = Unwritten(self.mem());
+        let mem = self.unwritten();
         let options = CheckOptions { data: true, ..CheckOptions::default() };
         Sim::new(2).run(|_| async move { check(vec![mem], &options).await })
     }
 }
 
-/// A device that the checker may only read.
-struct Unwritten(Mem);
+/// A device that may only be read. Clones are the same device.
+#[derive(Clone)]
+pub(crate) struct Unwritten(Mem);
 
 impl BlockDevice for Unwritten {
     fn geometry(&self) -> Geometry {
@@ -304,19 +310,23 @@ impl BlockDevice for Unwritten {
     }
 
     async fn write(&self, at: Sector, _: Data, _: Durability) -> varve_block::Result<Data> {
-        panic!("a checker that writes, at {at:?}");
+        panic!("a reader that writes, at {at:?}");
     }
 
     async fn flush(&self) -> varve_block::Result<()> {
-        panic!("a checker that flushes");
+        panic!("a reader that flushes");
     }
 
     async fn discard(&self, range: Extent) -> varve_block::Result<()> {
-        panic!("a checker that discards {range:?}");
+        panic!("a reader that discards {range:?}");
     }
 
     async fn write_zeroes(&self, range: Extent, _: Zero) -> varve_block::Result<()> {
-        panic!("a checker that zeroes {range:?}");
+        panic!("a reader that zeroes {range:?}");
+    }
+
+    async fn extents(&self, range: Extent, limit: usize) -> varve_block::Result<Vec<ExtentStatus>> {
+        self.0.extents(range, limit).await
     }
 }
 

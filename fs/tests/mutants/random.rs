@@ -3,12 +3,12 @@
 
 use crate::disk::{Disk, codes};
 use crate::mutate::{Dice, mutate};
+use crate::tour::{self, CLEAN, Look};
 use std::ops::Range;
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
-use varve_fs::check::Checked;
 
 const DUMPS: &[&[u8]] = &[
     include_bytes!("../../../tests/images/070-btrfs-progs-dumps/020-keyed_block_ref.img"),
@@ -17,6 +17,7 @@ const DUMPS: &[&[u8]] = &[
     include_bytes!("../../../tests/images/070-btrfs-progs-dumps/032-qgroup_corrupted.img"),
 ];
 const FEW: u64 = 300;
+const FEWER: u64 = 60;
 /// One in so many is looked at twice.
 const AGAIN: u64 = 64;
 /// No mutant of these small images may take longer, on a machine that does other things too.
@@ -31,10 +32,10 @@ struct Plan {
 }
 
 impl Plan {
-    fn of_environment() -> Plan {
+    fn of_environment(few: u64) -> Plan {
         let number = |name| std::env::var(name).ok().and_then(|n| n.parse::<u64>().ok());
         let first = number("VARVE_MUTANTS_FROM").unwrap_or(0);
-        let many = number("VARVE_MUTANTS").unwrap_or(FEW);
+        let many = number("VARVE_MUTANTS").unwrap_or(few);
         Plan { seeds: first..first + many, tool: std::env::var_os("VARVE_MUTANTS_TOOL").is_some() }
     }
 }
@@ -43,6 +44,7 @@ impl Plan {
 struct Work {
     bases: Vec<Disk>,
     plan: Plan,
+    looks: &'static [Look],
     next: AtomicU64,
     clean: AtomicU64,
 }
@@ -59,23 +61,27 @@ impl Work {
                 return Ok(());
             }
             let (disk, what) = self.mutant(seed);
-            begin(now, &what);
-            let look = || std::panic::catch_unwind(|| disk.check());
-            let verdict = look().map_err(|_| format!("{what}: a panic"))?;
-            if seed.is_multiple_of(AGAIN) {
-                let again = look().map_err(|_| format!("{what}: a panic, the second time"))?;
-                if words(&again) != words(&verdict) {
-                    return Err(format!("{what}: other words the second time"));
-                }
+            for (name, look) in self.looks {
+                begin(now, &format!("{name}, {what}"));
+                let again = seed.is_multiple_of(AGAIN);
+                let seen = self.look(*look, &disk, again);
+                seen.map_err(|wrong| format!("{name}, {what}: {wrong}"))?;
             }
-            let clean = verdict.as_ref().is_ok_and(|checked| checked.is_clean());
-            self.clean.fetch_add(u64::from(clean), Ordering::Relaxed);
             if self.plan.tool {
-                let ours = verdict.map(|checked| (checked.is_clean(), codes(&checked)));
                 begin(now, &format!("btrfs check, {what}"));
-                compare(&disk, &ours, &what);
+                compare(&disk, &what);
             }
         }
+    }
+
+    fn look(&self, look: fn(&Disk) -> String, disk: &Disk, again: bool) -> Result<(), &str> {
+        let once = || std::panic::catch_unwind(|| look(disk)).map_err(|_| "a panic");
+        let words = once()?;
+        if again && once()? != words {
+            return Err("other words the second time");
+        }
+        self.clean.fetch_add(u64::from(words == CLEAN), Ordering::Relaxed);
+        Ok(())
     }
 
     fn mutant(&self, seed: u64) -> (Disk, String) {
@@ -97,17 +103,23 @@ fn begin(now: &Now, what: &str) {
     *now.lock().expect("nobody panics with it") = (what.to_owned(), Instant::now());
 }
 
-/// All that a person would read.
-fn words(verdict: &varve_fs::Result<Checked>) -> Vec<String> {
-    match verdict {
-        Ok(checked) => checked.findings.iter().map(|f| format!("{f:?}")).collect(),
-        Err(error) => vec![format!("{error:?}")],
-    }
-}
-
-/// A checker that never ends holds its thread, so another one looks at the clock.
 #[test]
 fn no_mutant_takes_the_checker_down() {
+    let (many, clean) = all(tour::CHECK, Plan::of_environment(FEW));
+    println!("{many} mutants, {clean} of them clean");
+    assert!(clean < many / 2, "most damage is seen");
+}
+
+#[test]
+fn no_mutant_takes_another_reader_down() {
+    let plan = Plan { tool: false, ..Plan::of_environment(FEWER) };
+    let (many, _) = all(tour::OTHERS, plan);
+    println!("{many} mutants, each read in {} ways", tour::OTHERS.len());
+}
+
+/// Takes all looks at all mutants: how many there were, and of how many a look said that they are clean. A
+/// look that never ends holds its thread, so another one has an eye on the clock.
+fn all(looks: &'static [Look], plan: Plan) -> (u64, u64) {
     let mut bases = vec![Disk::golden()];
     bases.extend(DUMPS.iter().map(|dump| Disk::of_dump(dump)));
     if let Some(folder) = std::env::var_os("VARVE_MUTANTS_OF") {
@@ -117,10 +129,9 @@ fn no_mutant_takes_the_checker_down() {
         bases = paths.iter().filter_map(|path| Disk::of_file(path)).collect();
         println!("mutants of {} of {} images", bases.len(), paths.len());
     }
-    let plan = Plan::of_environment();
     let (first, many) = (plan.seeds.start, plan.seeds.end - plan.seeds.start);
-    let next = AtomicU64::new(first);
-    let work = Arc::new(Work { bases, plan, next, clean: AtomicU64::new(0) });
+    let (next, clean) = (AtomicU64::new(first), AtomicU64::new(0));
+    let work = Arc::new(Work { bases, plan, looks, next, clean });
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let (said, ends) = mpsc::channel();
     let mut now = Vec::new();
@@ -142,11 +153,9 @@ fn no_mutant_takes_the_checker_down() {
             Err(_) => now.iter().for_each(in_time),
         }
     }
-    let clean = work.clean.load(Ordering::Relaxed);
-    println!("{many} mutants, {clean} of them clean");
-    assert!(clean < many / 2, "most damage is seen");
     let peak = peak_memory();
     assert!(peak < MEMORY_MAX, "{peak} bytes of memory");
+    (many, work.clean.load(Ordering::Relaxed))
 }
 
 fn in_time(now: &Now) {
@@ -154,16 +163,15 @@ fn in_time(now: &Now) {
     assert!(since.elapsed() < SOON, "{what}: {:?}", since.elapsed());
 }
 
-type Said = Result<(bool, std::collections::BTreeSet<String>), varve_fs::Error>;
-
 /// Prints where `btrfs check` is of another opinion.
-fn compare(disk: &Disk, ours: &Said, what: &str) {
+fn compare(disk: &Disk, what: &str) {
+    let ours = disk.check().map(|checked| (checked.is_clean(), codes(&checked)));
     let dir = tempfile::tempdir().expect("a folder");
     let path = dir.path().join("mutant");
     disk.save(&path);
     let out = Command::new("timeout").args(["20", "btrfs", "check"]).arg(&path).output();
     let Ok(out) = out else { return };
-    let clean = matches!(ours, Ok((true, _)));
+    let clean = matches!(&ours, Ok((true, _)));
     if out.status.success() == clean {
         return;
     }
