@@ -74,6 +74,14 @@ pub(crate) fn judge<D: BlockDevice>(run: &Run<'_, '_, D>, trees: &DeviceTrees) {
             );
             findings.add(Code::DevItem, Place::default(), text);
         }
+        // The kernel looks for a seed of that file system then, and mounts nothing without it.
+        let (said, own) = (item.fsid, member.sb.tree_fsid());
+        if said != own {
+            let (devid, dev) = (item.devid, &member.geometry.dev);
+            let text =
+                format!("device {devid}: of file system {said} by its item, but {dev} is of {own}");
+            findings.add(Code::DevItem, Place::default(), text);
+        }
     }
     let used = run.space.bytes;
     if run.sb().bytes_used != used {

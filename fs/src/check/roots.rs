@@ -152,6 +152,11 @@ fn judge_item(key: Key, root: &Root, newest: u64, findings: &Findings) {
             findings.add(Code::RootItem, place, text);
         }
     }
+    // Others than these are looked up under 0 alone (format: btrfs 12.1).
+    if !objectid::is_file_tree(id) && id != objectid::TREE_RELOC && key.offset != 0 {
+        let text = format!("invalid root key offset: root {id} has {}, expect 0", key.offset);
+        findings.add(Code::RootItem, place, text);
+    }
     if objectid::is_file_tree(id) && root.root_dirid != objectid::FIRST_FREE && root.refs > 0 {
         let text = format!("root {id} has root dir {}, expect 256", root.root_dirid);
         findings.add(Code::RootItem, place, text);
