@@ -2,7 +2,7 @@
 
 use super::reader::Inspector;
 use crate::format::block::{CSUM_SIZE, Header, MAX_LEVEL};
-use crate::format::chunk::GroupFlags;
+use crate::format::chunk::{Chunk, GroupFlags};
 use crate::units::Logical;
 use crate::volume::Volume;
 use std::collections::BTreeMap;
@@ -35,12 +35,18 @@ pub(crate) async fn find_roots<D: BlockDevice>(
     let chunks = volume.chunks().borrow().clone();
     let trees = GroupFlags::METADATA | GroupFlags::SYSTEM;
     let chunks: Vec<_> = chunks.iter().filter(|(_, c)| c.flags.intersects(trees)).collect();
-    let total = chunks.iter().map(|(_, chunk)| chunk.length).sum();
+    // A stripe ends with its device, whatever the chunk claims.
+    let longest = volume.members().iter().map(|member| member.geometry.len.bytes()).max();
+    let length = |chunk: &Chunk| {
+        let most = longest.unwrap_or(0).saturating_mul(chunk.stripes.len() as u64);
+        chunk.length.min(most)
+    };
+    let total = chunks.iter().map(|(_, chunk)| length(chunk)).fold(0, u64::saturating_add);
     let nodesize = u64::from(volume.rules.nodesize);
     let mut found: BTreeMap<u64, BTreeMap<u64, Vec<Candidate>>> = BTreeMap::new();
     let mut done = 0;
     for (start, chunk) in chunks {
-        for n in 0..chunk.length / nodesize {
+        for n in 0..length(chunk) / nodesize {
             let at = Logical(start.0.saturating_add(n * nodesize));
             done += nodesize;
             progress(done, total);

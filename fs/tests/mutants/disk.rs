@@ -1,11 +1,12 @@
 //! An image that can be edited: block by block, item by item, each sealed again on every copy.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 use std::sync::OnceLock;
 use varve_block::dev::Mem;
 use varve_block::{
-    BlockDevice, BufPool, Data, Durability, Extent, ExtentStatus, Geometry, IoBuf, Sector, Sectors,
-    Sim, Zero,
+    BlockDevice, BufPool, Data, DevId, Durability, Extent, ExtentStatus, Geometry, IoBuf, Op,
+    Sector, Sectors, Sim, Zero,
 };
 use varve_fs::DumpDevice;
 use varve_fs::check::{CheckOptions, Checked, Severity, check};
@@ -256,15 +257,6 @@ impl Disk {
         self.put(at, block);
     }
 
-    pub(crate) fn mem(&self) -> Mem {
-        let mem = Mem::new(Sectors(self.size >> 9));
-        for (at, piece) in self.pieces.range(..self.size) {
-            let room = usize::try_from(self.size - at).unwrap_or(usize::MAX).min(PIECE);
-            mem.poke(*at, &piece[..room]);
-        }
-        mem
-    }
-
     /// The image as a sparse file, for the reference tool.
     pub(crate) fn save(&self, path: &std::path::Path) {
         use std::os::unix::fs::FileExt;
@@ -286,7 +278,8 @@ impl Disk {
     }
 
     pub(crate) fn unwritten(&self) -> Unwritten {
-        Unwritten(self.mem())
+        let geometry = Geometry::new(DevId::new("mutant"), Sectors(self.size >> 9));
+        Unwritten { geometry, pieces: Rc::new(self.pieces.clone()) }
     }
 
     pub(crate) fn check(&self) -> varve_fs::Result<Checked> {
@@ -296,17 +289,34 @@ impl Disk {
     }
 }
 
-/// A device that may only be read. Clones are the same device.
+/// A device that may only be read. Clones are the same device. Its holes cost nothing, whatever size a dump says
+/// that it is of.
 #[derive(Clone)]
-pub(crate) struct Unwritten(Mem);
+pub(crate) struct Unwritten {
+    geometry: Geometry,
+    pieces: Rc<BTreeMap<u64, Vec<u8>>>,
+}
 
 impl BlockDevice for Unwritten {
     fn geometry(&self) -> Geometry {
-        self.0.geometry()
+        self.geometry.clone()
     }
 
-    async fn read(&self, at: Sector, buf: IoBuf) -> varve_block::Result<IoBuf> {
-        self.0.read(at, buf).await
+    async fn read(&self, at: Sector, mut buf: IoBuf) -> varve_block::Result<IoBuf> {
+        self.geometry.admit(Op::Read, Extent::new(at, buf.sectors()))?;
+        let mut byte = at.byte();
+        let mut rest = &mut buf[..];
+        while !rest.is_empty() {
+            let from = within(byte);
+            let (part, behind) = rest.split_at_mut((PIECE - from).min(rest.len()));
+            match self.pieces.get(&(byte - from as u64)) {
+                Some(piece) => part.copy_from_slice(&piece[from..from + part.len()]),
+                None => part.fill(0),
+            }
+            byte += part.len() as u64;
+            rest = behind;
+        }
+        Ok(buf)
     }
 
     async fn write(&self, at: Sector, _: Data, _: Durability) -> varve_block::Result<Data> {
@@ -325,8 +335,19 @@ impl BlockDevice for Unwritten {
         panic!("a reader that zeroes {range:?}");
     }
 
-    async fn extents(&self, range: Extent, limit: usize) -> varve_block::Result<Vec<ExtentStatus>> {
-        self.0.extents(range, limit).await
+    /// One run: a piece, or what lies before the next one.
+    async fn extents(&self, range: Extent, _: usize) -> varve_block::Result<Vec<ExtentStatus>> {
+        self.geometry.admit(Op::Extents, range)?;
+        let start = range.start.byte();
+        let here = start - start % PIECE as u64;
+        let hole = !self.pieces.contains_key(&here);
+        let end = match hole {
+            true => self.pieces.range(here..).next().map_or(u64::MAX, |(at, _)| *at),
+            false => here + PIECE as u64,
+        };
+        let end = Sector(end >> 9).min(range.end());
+        let range = Extent::between(range.start, end);
+        Ok(vec![ExtentStatus { range, hole, zero: hole }])
     }
 }
 

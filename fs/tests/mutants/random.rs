@@ -9,6 +9,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
+use varve_fs::format::key::{ItemType, Key};
 
 const DUMPS: &[&[u8]] = &[
     include_bytes!("../../../tests/images/070-btrfs-progs-dumps/020-keyed_block_ref.img"),
@@ -115,6 +116,24 @@ fn no_mutant_takes_another_reader_down() {
     let plan = Plan { tool: false, ..Plan::of_environment(FEWER) };
     let (many, _) = all(tour::OTHERS, plan);
     println!("{many} mutants, each read in {} ways", tour::OTHERS.len());
+}
+
+/// Places for tree blocks are looked through where a tree has lost one, and what a chunk claims is any length.
+#[test]
+fn a_chunk_longer_than_its_device_ends_with_it() {
+    let mut disk = Disk::of_dump(DUMPS[1]);
+    let metadata = |key: &Key| (key.kind, key.offset) == (ItemType::CHUNK_ITEM, 30_408_704);
+    disk.edit(3, metadata, |_, chunk| chunk[..8].copy_from_slice(&(1_u64 << 47).to_le_bytes()));
+    let (lost, ..) = disk.items(5)[0];
+    for place in disk.blocks[&lost].clone() {
+        disk.write(place + 200, b"lost");
+    }
+    let (said, ends) = mpsc::channel();
+    #[allow(clippy::disallowed_methods, reason = "it runs simulators of its own")]
+    std::thread::spawn(move || tour::OTHERS.iter().try_for_each(|look| said.send(look.1(&disk))));
+    for (name, _) in tour::OTHERS {
+        assert!(ends.recv_timeout(SOON).is_ok(), "{name} goes on, or panics");
+    }
 }
 
 /// Takes all looks at all mutants: how many there were, and of how many a look said that they are clean. A
