@@ -40,7 +40,7 @@
 //!
 //! | folder or file | what | knows |
 //! |---|---|---|
-//! | [`format`] | bytes in, values out | no device, no task |
+//! | [`mod@format`] | bytes in, values out | no device, no task |
 //! | [`btree`] `node iter insert verify` | one node in memory, every order check | no device, no task |
 //! | `load ring walk` | reading metadata: superblocks, journal, prios, nodes | a device, read only |
 //! | [`effective`] [`reader`] | what a set holds, and [`CacheView`]: the volume, read only | devices, read only |

@@ -1,4 +1,5 @@
 //! The command line, as types. Nouns then verbs; a stack is named the same way everywhere.
+#![allow(rustdoc::broken_intra_doc_links, reason = "comments here are the words of --help")]
 
 mod activation;
 mod crypt;

@@ -1,9 +1,10 @@
 //! Older roots of a tree: every block that once was one, as far as nobody wrote over it.
 
 use super::reader::Inspector;
-use crate::format::block::{CSUM_SIZE, Header, MAX_LEVEL};
+use crate::format::block::Header;
 use crate::format::chunk::{Chunk, GroupFlags};
 use crate::units::Logical;
+use crate::verify::once_written;
 use crate::volume::Volume;
 use std::collections::BTreeMap;
 use varve_block::BlockDevice;
@@ -77,14 +78,9 @@ async fn header_at<D: BlockDevice>(volume: &Volume<D>, at: Logical) -> Option<He
         if volume.read_mirror(at, mirror, &mut bytes).await.is_err() {
             continue;
         }
-        let Ok(header) = Header::parse(&bytes) else { continue };
-        let meant = header.bytenr == at && header.level < MAX_LEVEL;
-        if !meant || !volume.rules.fsids.contains(&header.fsid) {
-            continue;
-        }
-        let (field, rest) = bytes.split_at_checked(CSUM_SIZE)?;
-        if volume.rules.csum.digest(rest).is_in(field) {
-            return Some(header);
+        let header = once_written(&volume.rules, &bytes).filter(|header| header.bytenr == at);
+        if header.is_some() {
+            return header;
         }
     }
     None

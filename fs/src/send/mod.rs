@@ -2,7 +2,7 @@
 //! `btrfs receive` carries out.
 //!
 //! # How an incremental stream is made
-//! The two trees are compared block by block ([`compare`]); what is known then is a set of inodes, and
+//! The two trees are compared block by block (`compare`); what is known then is a set of inodes, and
 //! what of each is different. The names are brought into order in steps that are simple because each
 //! leaves nothing in the way of the next ([`names`]):
 //!

@@ -92,6 +92,16 @@ fn identity(
     Ok(header)
 }
 
+/// The header of a block that this file system once wrote, here or elsewhere: what scans go by.
+pub(crate) fn once_written(rules: &Rules, block: &[u8]) -> Option<Header> {
+    let header = Header::parse(block).ok()?;
+    if !rules.fsids.contains(&header.fsid) || header.level >= MAX_LEVEL {
+        return None;
+    }
+    let (field, rest) = block.split_at_checked(CSUM_SIZE)?;
+    rules.csum.digest(rest).is_in(field).then_some(header)
+}
+
 /// What the reader knows beyond the block itself: also asked of a block that was read before, for
 /// another reader. Mirror 0 is the cache.
 pub(crate) fn expected(block: &[u8], header: &Header, expect: &Expect, mirror: usize) -> Verdict {

@@ -20,8 +20,8 @@ mod superblock;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use block::expected;
 pub use block::{Expect, examine_block, read_block, write_block};
+pub(crate) use block::{expected, once_written};
 pub(crate) use space::chunk_rules;
 pub use superblock::{SuperFault, superblock};
 

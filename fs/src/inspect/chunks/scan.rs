@@ -1,11 +1,11 @@
 //! Reading whole devices for tree blocks: those whose file system and checksum are right.
 
-use crate::format::block::{self, CSUM_SIZE, HEADER_SIZE, Header, MAX_LEVEL, Pointer};
+use crate::format::block::{self, Header, MAX_LEVEL, Pointer};
 use crate::format::key::{ItemType, Key, objectid};
 use crate::format::superblock::RootPointer;
 use crate::inspect::bytes::read_bytes;
 use crate::units::{Logical, Physical, to_usize};
-use crate::verify::Rules;
+use crate::verify::{Rules, once_written};
 use std::collections::BTreeMap;
 use varve_block::{BlockDevice, Extent, Sector, chain};
 
@@ -97,14 +97,7 @@ impl Seen {
     }
 
     fn block(&mut self, rules: &Rules, place: Physical, bytes: &[u8]) -> bool {
-        let Some(Ok(header)) = bytes.get(..HEADER_SIZE).map(Header::parse) else { return false };
-        if !rules.fsids.contains(&header.fsid) {
-            return false;
-        }
-        let Some((field, rest)) = bytes.split_at_checked(CSUM_SIZE) else { return false };
-        if !rules.csum.digest(rest).is_in(field) {
-            return false;
-        }
+        let Some(header) = once_written(rules, bytes) else { return false };
         self.blocks += 1;
         if self.places.len() < PLACES_MAX {
             self.places.push((header.bytenr, place));
