@@ -25,11 +25,13 @@ fn made(dir: &Path, data: &str) -> Vec<PathBuf> {
     shell(dir, &format!("mkfs.btrfs -q -f -d {data} -m raid1 disk1 disk2"));
     let mount = Mount::several(&disks, "");
     // The marker lies in the third sector of a file that a clone, a snapshot and a hard link share, in
-    // a compressed one, and in a part that was overwritten since.
+    // a compressed one, and in a part that was overwritten since. Each file is one write, and so one extent,
+    // whatever another test syncs meanwhile.
     let work = "mark() { printf \"$1%.0s\" $(seq 1024); }; \
-        { head -c 8192 /dev/urandom; mark SHAR; head -c 8192 /dev/urandom; } > shared; sync; \
-        cp --reflink=always shared clone; ln shared link; mkdir sub; \
-        { head -c 8192 /dev/urandom; mark GONE; head -c 8192 /dev/urandom; } > gone; sync; \
+        file() { { head -c 8192 /dev/urandom; mark $1; head -c 8192 /dev/urandom; } > ../whole; \
+            dd if=../whole of=$2 bs=20480 status=none; sync; }; \
+        file SHAR shared; cp --reflink=always shared clone; ln shared link; mkdir sub; \
+        file GONE gone; \
         dd if=/dev/urandom of=gone bs=4096 seek=2 count=1 conv=notrunc status=none; sync; \
         head -c 3000000 /dev/urandom > other; btrfs -q subvolume snapshot . snap; sync";
     shell(mount.path(), work);

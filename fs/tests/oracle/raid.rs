@@ -4,8 +4,8 @@
 use crate::kernel::{Mount, run, shell, workshop};
 use crate::walk::{Tree, assert_same, by_kernel, by_us, load};
 use std::path::{Path, PathBuf};
+use varve_block::Sim;
 use varve_block::dev::Mem;
-use varve_block::{BlockDevice, Sim};
 use varve_fs::{ErrorKind, Fs, OpenOptions};
 
 const SUPERS: [u64; 2] = [64 << 10, 64 << 20];
@@ -151,11 +151,24 @@ fn too_many_lost_devices_are_an_error_that_names_one() {
     let test = "too_many_lost_devices_are_an_error_that_names_one";
     let Some(dir) = workshop(test) else { return };
     let (disks, _) = made(dir.path(), "raid5", 3);
-    let one = disks[0].clone();
-    assert!(one.geometry().len.0 > 0);
-    Sim::new(1).run(|_| async move {
-        let error = Fs::open_devices(vec![one], OpenOptions::default()).await.err().unwrap();
-        assert_eq!(error.kind, ErrorKind::Io);
-        assert!(error.to_string().contains("is missing"), "{error}");
-    });
+    for one in disks {
+        Sim::new(1).run(|_| async move {
+            let error = first_error(one).await;
+            assert_eq!(error.kind, ErrorKind::Io);
+            assert!(error.to_string().contains("is missing"), "{error}");
+        });
+    }
+}
+
+/// Where the kernel puts the few blocks that opening takes is its business: they may be on one device.
+async fn first_error(device: Mem) -> varve_fs::Error {
+    let noise = async |fs: Fs<Mem>| {
+        let id = fs.lookup("/snap/noise").await?;
+        fs.read(id, 0, 3_333_333).await
+    };
+    let read = match Fs::open_devices(vec![device], OpenOptions::default()).await {
+        Ok(fs) => noise(fs).await,
+        Err(error) => return error,
+    };
+    read.expect_err("a third of its bytes")
 }
