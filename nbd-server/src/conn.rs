@@ -26,6 +26,7 @@ mod tests;
 use crate::admit::InFlight;
 use crate::execute::{self, Job, PIECE, Session};
 use crate::hall::{Guest, Hall};
+use crate::inbox::{self, Inbox};
 use crate::nbd::handshake::{Handshake, Phase};
 use crate::nbd::transmit::{Command, Event, Request, Transmission};
 use crate::outbox::Outbox;
@@ -44,17 +45,6 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often stalls are looked for.
 const STALL_TICK: Duration = Duration::from_secs(5);
 
-/// One receive brings at most this many bytes.
-const RECEIVE_LEN: usize = 256 << 10;
-/// After a payload of at least this length the next one probably has it too, so only a little is
-/// received ahead: bytes that come through the receive buffer are copied once more.
-const LONG_PAYLOAD: usize = 128 << 10;
-const RECEIVE_LEN_LONG: usize = 4 << 10;
-/// The rest of a payload that is longer than this is received in place.
-const IN_PLACE_MIN: usize = 16 << 10;
-/// So much of it at a time, and without looking at what has come before it is all there. A peer
-/// that takes longer than [`STALL_TIMEOUT`] for this has stalled.
-const EXACT_MAX: usize = 256 << 10;
 /// Handshake answers are sent when they reach this length.
 const ANSWERS_MAX: usize = 64 << 10;
 
@@ -102,7 +92,7 @@ impl Conn {
         let shutdown = Box::new(move || conn.stream.shutdown());
         let guest = Guest { in_flight: Rc::clone(&self.in_flight), shutdown };
         let _entry = self.hall.enter(guest);
-        let mut inbox = Inbox::new(&self).await;
+        let mut inbox = Inbox::new(&self.own).await;
         let deadline = self.hall.rt.sleep(HANDSHAKE_TIMEOUT);
         let agreed = match select(self.negotiate(&mut inbox), deadline).await {
             Either::Left(agreed) => agreed,
@@ -150,7 +140,7 @@ impl Conn {
                     return None;
                 }
             }
-            if inbox.bytes().is_empty() && !inbox.fill(self).await.ok()? {
+            if inbox.bytes().is_empty() && !self.hear(inbox).await.ok()? {
                 return None;
             }
         }
@@ -203,7 +193,7 @@ impl Conn {
                     if machine.inside_a_frame() {
                         self.receiving.begin(self);
                     }
-                    match inbox.fill(self).await {
+                    match self.hear(&mut inbox).await {
                         Ok(true) => {}
                         Ok(false) if !machine.inside_a_frame() => return Ended::Gone,
                         Ok(false) | Err(_) => return Ended::Broken,
@@ -211,7 +201,7 @@ impl Conn {
                 }
                 Some(Event::Execute(request)) => {
                     let ticket = self.in_flight.admit(Conn::cost(&request)).await;
-                    let Ok(payload) = inbox.payload(self, request.payload()).await else {
+                    let Ok(payload) = self.payload(&mut inbox, request.payload()).await else {
                         return Ended::Broken;
                     };
                     self.hall.stats.requests.add(1);
@@ -233,6 +223,51 @@ impl Conn {
                 }
             }
         }
+    }
+
+    /// Receives more; false at the end of the stream.
+    async fn hear(&self, inbox: &mut Inbox) -> io::Result<bool> {
+        let open = inbox.fill(&self.stream).await?;
+        self.heard();
+        Ok(open)
+    }
+
+    fn heard(&self) {
+        self.hall.stats.receives.add(1);
+        self.receiving.end();
+    }
+
+    /// The next `length` bytes of the stream, in buffers of their own.
+    async fn payload(&self, inbox: &mut Inbox, length: u32) -> io::Result<Vec<IoBuf>> {
+        let mut left = length as usize;
+        let mut pieces = Vec::with_capacity(left.div_ceil(PIECE));
+        while left > 0 {
+            let mut buf = self.hall.pool.take_bytes(left.min(PIECE)).await;
+            left -= buf.len();
+            let mut have = 0;
+            while have < buf.len() {
+                let n = inbox.copy_to(&mut buf[have..]);
+                if n > 0 {
+                    have += n;
+                    continue;
+                }
+                let missing = buf.len() - have;
+                self.receiving.begin(self);
+                if missing + left < inbox::IN_PLACE_MIN {
+                    if !self.hear(inbox).await? {
+                        return Err(io::ErrorKind::UnexpectedEof.into());
+                    }
+                    continue;
+                }
+                let end = buf.len().min(have + inbox::EXACT_MAX);
+                buf = self.stream.recv_exact(buf, have..end).await?;
+                self.heard();
+                have = end;
+            }
+            pieces.push(buf);
+        }
+        inbox.ended_payload(length as usize);
+        Ok(pieces)
     }
 
     /// Bytes of memory a request needs before it may start.
@@ -290,80 +325,5 @@ impl Wait {
 
     fn overdue(&self, now: Instant) -> bool {
         self.0.get().is_some_and(|since| now - since >= STALL_TIMEOUT)
-    }
-}
-
-/// What was received and not looked at yet.
-struct Inbox {
-    buf: Option<IoBuf>,
-    start: usize,
-    end: usize,
-    /// How much to receive next time.
-    ask: usize,
-}
-
-impl Inbox {
-    async fn new(conn: &Conn) -> Inbox {
-        let buf = conn.own.take_bytes(RECEIVE_LEN).await;
-        Inbox { buf: Some(buf), start: 0, end: 0, ask: RECEIVE_LEN }
-    }
-
-    fn bytes(&self) -> &[u8] {
-        self.buf.as_ref().map_or(&[], |buf| &buf[self.start..self.end])
-    }
-
-    fn used(&mut self, n: usize) {
-        self.start += n;
-        debug_assert!(self.start <= self.end, "no more was used than there was");
-    }
-
-    /// Receives more; everything before must have been used. False at the end of the stream.
-    async fn fill(&mut self, conn: &Conn) -> io::Result<bool> {
-        assert!(self.start == self.end, "received bytes are used before the next receive");
-        let buf = self.buf.take().ok_or(io::ErrorKind::NotConnected)?;
-        let (n, buf) = conn.stream.recv(buf, 0..self.ask).await?;
-        conn.hall.stats.receives.add(1);
-        conn.receiving.end();
-        self.buf = Some(buf);
-        (self.start, self.end) = (0, n);
-        Ok(n > 0)
-    }
-
-    /// The next `length` bytes of the stream, in buffers of their own.
-    async fn payload(&mut self, conn: &Conn, length: u32) -> io::Result<Vec<IoBuf>> {
-        let mut left = length as usize;
-        let mut pieces = Vec::with_capacity(left.div_ceil(PIECE));
-        while left > 0 {
-            let mut buf = conn.hall.pool.take_bytes(left.min(PIECE)).await;
-            left -= buf.len();
-            let mut have = 0;
-            while have < buf.len() {
-                let here = self.bytes();
-                let missing = buf.len() - have;
-                if !here.is_empty() {
-                    let n = here.len().min(missing);
-                    buf[have..have + n].copy_from_slice(&here[..n]);
-                    self.used(n);
-                    have += n;
-                    continue;
-                }
-                conn.receiving.begin(conn);
-                if missing + left < IN_PLACE_MIN {
-                    if !self.fill(conn).await? {
-                        return Err(io::ErrorKind::UnexpectedEof.into());
-                    }
-                    continue;
-                }
-                let end = buf.len().min(have + EXACT_MAX);
-                buf = conn.stream.recv_exact(buf, have..end).await?;
-                conn.hall.stats.receives.add(1);
-                conn.receiving.end();
-                have = end;
-            }
-            pieces.push(buf);
-        }
-        let long = length as usize >= LONG_PAYLOAD;
-        self.ask = if long { RECEIVE_LEN_LONG } else { RECEIVE_LEN };
-        Ok(pieces)
     }
 }

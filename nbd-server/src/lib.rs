@@ -40,6 +40,7 @@ mod admit;
 mod conn;
 mod execute;
 mod hall;
+mod inbox;
 mod listen;
 pub mod nbd;
 mod outbox;
