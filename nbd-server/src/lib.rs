@@ -1,7 +1,6 @@
-//! Varve's front ends: what makes a stack visible to other programs.
-//!
-//! Today that is NBD, the network block device protocol: fixed newstyle, structured replies, block
-//! status, requests of up to 64 MiB, over Unix sockets and TCP.
+//! NBD, the network block device protocol, from both sides: fixed newstyle, structured replies, block
+//! status, over Unix sockets and TCP. The server makes a stack visible to other programs, with
+//! requests of up to 64 MiB; the [client](NbdDevice) lets a stack stand on another program's export.
 //!
 //! ```text
 //!   nbdcopy, qemu, fio, the kernel ...
@@ -12,6 +11,12 @@
 //!   nbd/      the protocol, without a socket    bytes in, events and bytes out
 //!        |
 //!   Export    order, flush groups, any byte     (varve-block)
+//!        |
+//!   the stack
+//!        |
+//!   client/   an export as a device             NbdDevice::open
+//!        | Unix socket, TCP
+//!   nbdkit, qemu-nbd, another varve ...
 //! ```
 //!
 //! # The life of a write
@@ -37,6 +42,7 @@
 //! Nothing is allocated by a number that has not been checked, and a flood meets a full socket.
 
 mod admit;
+mod client;
 mod conn;
 mod execute;
 mod hall;
@@ -47,7 +53,8 @@ mod outbox;
 mod serve;
 mod stats;
 
+pub use client::{NbdDevice, NbdOptions, NbdUri, NotAnExport};
 pub use hall::Look;
 pub use listen::{Address, Listen, NotAPlace};
-pub use serve::{Exported, Options, Server, StartError};
+pub use serve::{Exported, Options, Server, StartError, serve_stream};
 pub use stats::{Snapshot, Stats};

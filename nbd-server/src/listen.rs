@@ -1,8 +1,10 @@
 //! Where a server listens, as people write it.
 
+use crate::client::Encoded;
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use varve_block::Rt;
@@ -63,7 +65,9 @@ pub enum Address {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Address::Unix(path) => write!(f, "nbd+unix:///?socket={}", path.display()),
+            Address::Unix(path) => {
+                write!(f, "nbd+unix:///?socket={}", Encoded(path.as_os_str().as_bytes()))
+            }
             Address::Tcp(address) => write!(f, "nbd://{address}"),
         }
     }

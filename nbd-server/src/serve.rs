@@ -295,7 +295,7 @@ impl Door {
 }
 
 /// Sets what makes a connection fast, and what notices a peer that has vanished.
-fn tune(stream: &Stream) -> io::Result<()> {
+pub(crate) fn tune(stream: &Stream) -> io::Result<()> {
     let Some(socket) = stream.socket() else { return Ok(()) };
     // A whole reply of 1 MiB and the next one fit, so that the client copies one while we make the
     // other. The host may grant less. TCP sizes its buffers by itself, and better.
@@ -307,6 +307,25 @@ fn tune(stream: &Stream) -> io::Result<()> {
     socket.set_tcp_keepalive(&probes)
 }
 
+/// Serves one connection that is there, until it ends; for worlds without sockets.
+pub async fn serve_stream(rt: &Rt, stream: Stream, exports: Vec<Exported>) {
+    let hall = hall(rt, exports, Options::default().memory, Arc::default());
+    Conn::new(Rc::new(hall), stream).serve(()).await;
+}
+
+fn hall(rt: &Rt, exports: Vec<Exported>, memory: usize, stats: Arc<Stats>) -> Hall {
+    let stopping = Rc::new(Cell::new(false));
+    Hall::new(
+        rt.clone(),
+        Exports::new(exports, Rc::clone(&stopping)),
+        // Twice the budget: a read that failed is probed while its buffers are still counted.
+        BufPool::new(memory.saturating_mul(2)),
+        LocalSemaphore::new(memory.max(crate::hall::PAYLOAD_MAX as usize)),
+        stats,
+        stopping,
+    )
+}
+
 /// One lane, from its first connection to the stop.
 async fn lane(
     rt: Rt,
@@ -315,16 +334,7 @@ async fn lane(
     options: Options,
     stats: Arc<Stats>,
 ) {
-    let stopping = Rc::new(Cell::new(false));
-    let hall = Rc::new(Hall::new(
-        rt.clone(),
-        Exports::new(exports, Rc::clone(&stopping)),
-        // Twice the budget: a read that failed is probed while its buffers are still counted.
-        BufPool::new(options.memory.saturating_mul(2)),
-        LocalSemaphore::new(options.memory.max(crate::hall::PAYLOAD_MAX as usize)),
-        stats,
-        stopping,
-    ));
+    let hall = Rc::new(hall(&rt, exports, options.memory, stats));
     while let Some(message) = mail.recv().await {
         match message {
             Message::Connection { peer, guest } => {

@@ -13,6 +13,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 pub const GREETING_MAGIC: u64 = 0x4e42_444d_4147_4943;
 /// Second word of the greeting and head of every option request, `IHAVEOPT`.
 pub const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
+/// Second word of the greeting of the negotiation that came before the newstyle.
+pub const OLD_STYLE_MAGIC: u64 = 0x0000_4202_8186_1253;
 /// Head of every option reply.
 pub const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 /// Head of a compact request.
@@ -107,9 +109,18 @@ pub enum Rep {
     ErrUnsup = (1 << 31) + 1,
     ErrPolicy = (1 << 31) + 2,
     ErrInvalid = (1 << 31) + 3,
+    ErrPlatform = (1 << 31) + 4,
+    ErrTlsReqd = (1 << 31) + 5,
     ErrUnknown = (1 << 31) + 6,
     ErrShutdown = (1 << 31) + 7,
+    ErrBlockSizeReqd = (1 << 31) + 8,
     ErrTooBig = (1 << 31) + 9,
+    ErrExtHeaderReqd = (1 << 31) + 10,
+}
+
+impl Rep {
+    /// The bit of every answer that refuses.
+    pub const ERROR: u32 = 1 << 31;
 }
 
 /// Kinds of information that `INFO` and `GO` give.
@@ -262,6 +273,9 @@ pub struct HoleBody {
     pub size: U32,
 }
 const _: () = assert!(size_of::<HoleBody>() == 12);
+
+/// Bit of every chunk type that tells of an error.
+pub const CHUNK_ERROR: u16 = 1 << 15;
 
 /// Head of the payload of `ERROR` and `ERROR_OFFSET`: the text follows, then (for the latter) the
 /// offset as `u64`.
