@@ -13,6 +13,7 @@ pub use fs::*;
 pub use integrity::*;
 pub use secret::*;
 
+use crate::place::Place;
 use crate::size::Size;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -58,12 +59,13 @@ pub struct StackArgs {
     /// Take the stack from a TOML file; flags given here override it
     #[arg(long, value_name = "FILE")]
     pub stack: Option<PathBuf>,
-    /// The disk: a file or a block device
+    /// The disk: a file, a block device, or an NBD URI (nbd://HOST[:PORT]/EXPORT,
+    /// nbd+unix:///EXPORT?socket=PATH)
     #[arg(long, value_name = "DEV")]
-    pub backing: Option<PathBuf>,
-    /// The SSD: a bcache cache device. Absent: no cache layer
+    pub backing: Option<Place>,
+    /// The SSD: a bcache cache device, named like the disk. Absent: no cache layer
     #[arg(long, value_name = "DEV")]
-    pub cache: Option<PathBuf>,
+    pub cache: Option<Place>,
     /// How writes are cached; kept on the disk as the kernel keeps it. Default: as persisted
     #[arg(long, value_enum, value_name = "MODE")]
     pub cache_mode: Option<CacheModeArg>,
@@ -77,9 +79,9 @@ pub struct StackArgs {
     /// Try only this key slot
     #[arg(long, value_name = "N")]
     pub key_slot: Option<u32>,
-    /// The LUKS header is in this file or device, not on the disk
+    /// The LUKS header is in this file, device or export, not on the disk
     #[arg(long, value_name = "DEV")]
-    pub header: Option<PathBuf>,
+    pub header: Option<Place>,
     /// Plain dm-crypt, for example aes-xts-plain64,sector=512,offset=0; the key file is the volume key
     #[arg(long, value_name = "SPEC")]
     pub plain: Option<String>,
@@ -160,10 +162,10 @@ pub enum CacheVerb {
 pub struct CacheMake {
     /// The disk to be cached
     #[arg(long, value_name = "DEV")]
-    pub backing: Option<PathBuf>,
+    pub backing: Option<Place>,
     /// The SSD
     #[arg(long, value_name = "DEV")]
-    pub cache: Option<PathBuf>,
+    pub cache: Option<Place>,
     /// Bucket size, a power of two: the SSD's erase block, or a multiple
     #[arg(long, default_value = "512k", value_name = "SIZE")]
     pub bucket: Size,
@@ -191,13 +193,13 @@ pub struct CacheMake {
 pub struct CacheShow {
     /// Devices to look at, of either kind
     #[arg(value_name = "DEV")]
-    pub devices: Vec<PathBuf>,
+    pub devices: Vec<Place>,
     /// The disk
     #[arg(long, value_name = "DEV")]
-    pub backing: Option<PathBuf>,
+    pub backing: Option<Place>,
     /// The SSD
     #[arg(long, value_name = "DEV")]
-    pub cache: Option<PathBuf>,
+    pub cache: Option<Place>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -207,10 +209,10 @@ pub struct CacheShow {
 pub struct CacheCheck {
     /// The disk
     #[arg(long, value_name = "DEV", required_unless_present = "cache")]
-    pub backing: Option<PathBuf>,
+    pub backing: Option<Place>,
     /// The SSD
     #[arg(long, value_name = "DEV")]
-    pub cache: Option<PathBuf>,
+    pub cache: Option<Place>,
     /// Also read every dirty extent, and compare every clean one with the disk
     #[arg(long)]
     pub data: bool,

@@ -5,6 +5,7 @@ use crate::args::{
     StackArgs,
 };
 use crate::failure::usage;
+use crate::place::Place;
 use crate::size::Size;
 use anyhow::Context;
 use serde::Deserialize;
@@ -30,7 +31,7 @@ pub(crate) enum CryptConfig {
     /// What is below is served, ciphertext or not.
     None,
     /// A LUKS volume is opened.
-    Luks { secret: SecretSource, header: Option<PathBuf>, key_slot: Option<u32> },
+    Luks { secret: SecretSource, header: Option<Place>, key_slot: Option<u32> },
     /// A headerless dm-crypt mapping; the key file is the volume key.
     Plain { spec: String, secret: SecretSource },
 }
@@ -89,8 +90,8 @@ impl IntegrityConfig {
 /// A stack that makes sense, before any device was opened.
 #[derive(Clone, Debug)]
 pub(crate) struct StackConfig {
-    pub backing: PathBuf,
-    pub cache: Option<PathBuf>,
+    pub backing: Place,
+    pub cache: Option<Place>,
     pub cache_mode: Option<CacheModeArg>,
     pub integrity: Option<IntegrityConfig>,
     pub crypt: CryptConfig,
@@ -110,8 +111,8 @@ pub(crate) struct StackConfig {
 #[derive(Deserialize, Default, Debug)]
 #[serde(deny_unknown_fields)]
 struct StackFile {
-    backing: Option<PathBuf>,
-    cache: Option<PathBuf>,
+    backing: Option<Place>,
+    cache: Option<Place>,
     cache_mode: Option<String>,
     dm_integrity: Option<String>,
     dm_integrity_mode: Option<String>,
@@ -127,7 +128,7 @@ struct StackFile {
     #[serde(default)]
     unlock: bool,
     key_slot: Option<u32>,
-    header: Option<PathBuf>,
+    header: Option<Place>,
     plain: Option<String>,
     #[serde(default)]
     allow_costly_kdf: bool,
@@ -175,8 +176,8 @@ fn merged(flags: &StackArgs) -> anyhow::Result<StackArgs> {
         || flags.secret.passphrase_fd.is_some()
         || flags.unlock
         || flags.no_crypt;
-    all.backing = all.backing.or(beside(path, file.backing));
-    all.cache = all.cache.or(beside(path, file.cache));
+    all.backing = all.backing.or(file.backing.map(|place| place.beside(path)));
+    all.cache = all.cache.or(file.cache.map(|place| place.beside(path)));
     if let (None, Some(name)) = (all.cache_mode, file.cache_mode) {
         all.cache_mode = Some(named("cache_mode", &name)?);
     }
@@ -200,7 +201,7 @@ fn merged(flags: &StackArgs) -> anyhow::Result<StackArgs> {
         all.no_crypt = file.no_crypt;
     }
     if !all.no_crypt {
-        all.header = all.header.or(beside(path, file.header));
+        all.header = all.header.or(file.header.map(|place| place.beside(path)));
         all.plain = all.plain.or(file.plain);
         all.key_slot = all.key_slot.or(file.key_slot);
     }
@@ -286,11 +287,11 @@ impl StackConfig {
     ///
     /// # Errors
     /// [`crate::failure::Usage`] when the combination makes no sense.
-    pub(crate) fn new(flags: &StackArgs, image: Option<&Path>) -> anyhow::Result<StackConfig> {
+    pub(crate) fn new(flags: &StackArgs, image: Option<&Place>) -> anyhow::Result<StackConfig> {
         let args = merged(flags)?;
         let backing = match (image, &args.backing) {
             (Some(_), Some(_)) => return usage("give an image or --backing, not both"),
-            (Some(image), None) => image.to_owned(),
+            (Some(image), None) => image.clone(),
             (None, Some(backing)) => backing.clone(),
             (None, None) => return usage("which disk? give --backing DEV"),
         };
@@ -372,7 +373,7 @@ pub(crate) struct HeaderConfig {
 #[derive(Clone, Debug)]
 pub(crate) enum HeaderPlace {
     /// A file or device of its own.
-    Detached(PathBuf),
+    Detached(Place),
     /// The head of what is below encryption.
     Below(Box<StackConfig>),
 }
@@ -382,7 +383,7 @@ impl HeaderConfig {
     ///
     /// # Errors
     /// [`crate::failure::Usage`] when the combination makes no sense.
-    pub(crate) fn new(flags: &StackArgs, image: Option<&Path>) -> anyhow::Result<HeaderConfig> {
+    pub(crate) fn new(flags: &StackArgs, image: Option<&Place>) -> anyhow::Result<HeaderConfig> {
         let mut args = merged(flags)?;
         if args.plain.is_some() {
             return usage("a plain mapping has no header");
@@ -400,6 +401,14 @@ impl HeaderConfig {
     }
 }
 
+/// What a word means that stands where an image may stand.
+///
+/// # Errors
+/// [`crate::failure::Usage`] when it is a URI that cannot be opened.
+pub(crate) fn place(word: &str) -> anyhow::Result<Place> {
+    Place::parse(word.as_ref()).or_else(|refused| usage(refused.to_string()))
+}
+
 /// Splits `[IMAGE] PATH`: with a stack named by flags there is no image.
 ///
 /// # Errors
@@ -408,11 +417,11 @@ pub(crate) fn image_and_path(
     words: &[String],
     stack: &StackArgs,
     path_optional: bool,
-) -> anyhow::Result<(Option<PathBuf>, Option<String>)> {
+) -> anyhow::Result<(Option<Place>, Option<String>)> {
     let by_flags = stack.backing.is_some() || stack.stack.is_some();
     let (image, rest) = match words {
         words if by_flags => (None, words),
-        [image, rest @ ..] => (Some(PathBuf::from(image)), rest),
+        [image, rest @ ..] => (Some(place(image)?), rest),
         [] => return usage("which disk? give an image, or --backing DEV"),
     };
     match rest {
@@ -427,8 +436,12 @@ pub(crate) fn image_and_path(
 mod tests {
     use super::*;
 
+    fn path(text: &str) -> Place {
+        Place::Path(text.into())
+    }
+
     fn flags(backing: &str) -> StackArgs {
-        StackArgs { backing: Some(backing.into()), ..StackArgs::default() }
+        StackArgs { backing: Some(path(backing)), ..StackArgs::default() }
     }
 
     fn keyed() -> StackArgs {
@@ -469,7 +482,7 @@ mod tests {
             .unwrap();
         let args = StackArgs { stack: Some(file.clone()), ..StackArgs::default() };
         let stack = StackConfig::new(&args, None).unwrap();
-        assert_eq!(stack.backing, dir.path().join("hdd"));
+        assert_eq!(stack.backing, Place::Path(dir.path().join("hdd")));
         assert_eq!(stack.cache_mode, Some(CacheModeArg::Writeback));
         let flagged = "backing = \"hdd\"\nallow_discards = false\nno_read_workqueue = true\n\
                        allow_costly_kdf = true\n";
@@ -521,7 +534,7 @@ mod tests {
         let words = |w: &[&str]| w.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
         let none = StackArgs::default();
         let got = image_and_path(&words(&["disk.img", "/a"]), &none, false).unwrap();
-        assert_eq!(got, (Some("disk.img".into()), Some("/a".into())));
+        assert_eq!(got, (Some(path("disk.img")), Some("/a".into())));
         let got = image_and_path(&words(&["/a"]), &flags("hdd"), false).unwrap();
         assert_eq!(got, (None, Some("/a".into())));
         assert!(image_and_path(&words(&["disk.img"]), &none, false).is_err());

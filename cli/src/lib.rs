@@ -12,6 +12,7 @@ pub mod failure;
 mod harden;
 mod live;
 mod notify;
+mod place;
 mod secret;
 mod signature;
 mod size;

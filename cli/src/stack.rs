@@ -3,17 +3,22 @@
 //! Layers are generic; each of the few concrete stacks is erased once, here, into a [`Dyn`]. A
 //! [`Probe`] stands above every layer, so that the live line and `--json` can say where time goes.
 
+mod bottom;
+mod gone;
 mod integrity;
+
+pub(crate) use bottom::Bottom;
+pub(crate) use gone::while_there;
 
 use crate::args::CacheModeArg;
 use crate::config::{CryptConfig, SecretSource, StackConfig};
 use crate::failure::usage;
+use crate::place::Place;
 use crate::{secret, signature};
 use anyhow::{Context, bail};
-use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
-use varve_block::dev::{FileDevice, FileOptions, Overlay, Window};
+use varve_block::dev::{Overlay, Window};
 use varve_block::sync::RangeLock;
 use varve_block::{BlockDevice, BufPool, Dyn, Extent, Rt, Sector, Sectors};
 use varve_cache::format::{BackingState, BackingSuper, CacheMode, DeviceFacts, Superblock};
@@ -32,7 +37,7 @@ const CRYPT_POOL: usize = 64 << 20;
 const RECOVERED_MAX: u64 = 256 << 20;
 
 /// The cache layer of a served stack.
-pub(crate) type LiveCache = Rc<Cache<FileDevice, FileDevice>>;
+pub(crate) type LiveCache = Rc<Cache<Bottom, Bottom>>;
 
 /// The encryption layer of a served stack whose sectors are authenticated.
 pub(crate) type LiveSealed = Rc<Sealed<Dyn>>;
@@ -100,14 +105,9 @@ impl Stack {
     }
 }
 
-/// Opens a file or device at the bottom of a stack.
-pub(crate) async fn open_device(
-    rt: &Rt,
-    path: &Path,
-    read_only: bool,
-) -> anyhow::Result<FileDevice> {
-    let options = FileOptions { read_only, ..FileOptions::default() };
-    Ok(FileDevice::open(rt, path, options).await?)
+/// Opens a file, a device or an export at the bottom of a stack.
+pub(crate) async fn open_device(rt: &Rt, place: &Place, read_only: bool) -> anyhow::Result<Bottom> {
+    Ok(Bottom::open(rt, place, read_only).await?)
 }
 
 /// Opens everything `config` names, bottom up.
@@ -172,7 +172,7 @@ pub(crate) async fn open_to_format(
     let device = open_device(rt, &config.backing, false).await?;
     signature::refuse_known(&device, force).await?;
     signature::wipe_bcache(&device).await?;
-    let layers = vec![format!("disk {}", config.backing.display())];
+    let layers = vec![format!("disk {}", config.backing)];
     Ok(Stack::of(Dyn::new(device), layers))
 }
 
@@ -198,16 +198,15 @@ async fn open_below_crypt(rt: &Rt, config: &StackConfig) -> anyhow::Result<Stack
 
 async fn open_below_integrity(rt: &Rt, config: &StackConfig) -> anyhow::Result<Stack> {
     let hdd = open_device(rt, &config.backing, config.read_only).await?;
-    let Some(ssd_path) = &config.cache else {
+    let Some(ssd_place) = &config.cache else {
         return uncached(config, hdd).await;
     };
-    let ssd = open_device(rt, ssd_path, config.read_only).await?;
-    let mut layers =
-        vec![format!("disk {}", config.backing.display()), format!("cache {}", ssd_path.display())];
+    let ssd = open_device(rt, ssd_place, config.read_only).await?;
+    let mut layers = vec![format!("disk {}", config.backing), format!("cache {}", ssd_place)];
     if let Some(wanted) = config.volume {
         let found = backing_super(&hdd).await?;
         if found.as_ref().is_none_or(|sb| sb.uuid != wanted) {
-            bail!("{} is not volume {wanted}", config.backing.display());
+            bail!("{} is not volume {wanted}", config.backing);
         }
     }
     if config.read_only {
@@ -221,8 +220,8 @@ async fn open_below_integrity(rt: &Rt, config: &StackConfig) -> anyhow::Result<S
 }
 
 /// A disk without its cache: what is on it decides whether that is safe.
-async fn uncached(config: &StackConfig, hdd: FileDevice) -> anyhow::Result<Stack> {
-    let name = config.backing.display();
+async fn uncached(config: &StackConfig, hdd: Bottom) -> anyhow::Result<Stack> {
+    let name = &config.backing;
     let mut layers = vec![format!("disk {name}")];
     if varve_fs::is_dump(&hdd).await? {
         return metadata_dump(config, hdd).await;
@@ -254,8 +253,8 @@ async fn uncached(config: &StackConfig, hdd: FileDevice) -> anyhow::Result<Stack
 }
 
 /// A dump of a file system's metadata, seen as the device that it was made of.
-async fn metadata_dump(config: &StackConfig, file: FileDevice) -> anyhow::Result<Stack> {
-    let name = config.backing.display();
+async fn metadata_dump(config: &StackConfig, file: Bottom) -> anyhow::Result<Stack> {
+    let name = &config.backing;
     if !config.read_only {
         bail!("{name} is a metadata dump: it can be read (--read-only), not written");
     }
@@ -265,7 +264,7 @@ async fn metadata_dump(config: &StackConfig, file: FileDevice) -> anyhow::Result
 }
 
 /// The bcache superblock of a disk, if it has one.
-pub(crate) async fn backing_super(hdd: &FileDevice) -> anyhow::Result<Option<BackingSuper>> {
+pub(crate) async fn backing_super(hdd: &Bottom) -> anyhow::Result<Option<BackingSuper>> {
     let geometry = hdd.geometry();
     if geometry.len < Sectors(24) {
         return Ok(None);
@@ -367,8 +366,8 @@ async fn devices(
 ) -> anyhow::Result<Devices<Dyn>> {
     let data = below.clone();
     match &config.crypt {
-        CryptConfig::Luks { header: Some(path), .. } => {
-            let header = Dyn::new(open_device(rt, path, read_only).await?);
+        CryptConfig::Luks { header: Some(place), .. } => {
+            let header = Dyn::new(open_device(rt, place, read_only).await?);
             Ok(Devices { header, data, detached: true })
         }
         CryptConfig::Luks { header: None, .. } => {
@@ -432,8 +431,8 @@ pub(crate) async fn unlock_again(
 /// Writes what the operator said about the volume into its header.
 async fn keep_flags(rt: &Rt, config: &StackConfig, below: &Dyn) -> anyhow::Result<()> {
     let header = match &config.crypt {
-        CryptConfig::Luks { header: Some(path), .. } => {
-            Dyn::new(open_device(rt, path, false).await?)
+        CryptConfig::Luks { header: Some(place), .. } => {
+            Dyn::new(open_device(rt, place, false).await?)
         }
         _ => below.clone(),
     };

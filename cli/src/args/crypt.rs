@@ -17,9 +17,9 @@ pub use reencrypt::*;
 pub use reproduce::*;
 
 use super::StackArgs;
+use crate::place::Place;
 use crate::size::Size;
 use clap::{Args, Subcommand, ValueEnum};
-use std::path::PathBuf;
 
 #[derive(Subcommand, Debug)]
 pub enum CryptVerb {
@@ -83,8 +83,8 @@ pub enum PbkdfArg {
 
 #[derive(Args, Debug)]
 pub struct CryptFormat {
-    /// A file or device, in place of a stack
-    pub image: Option<PathBuf>,
+    /// A file, device or NBD URI, in place of a stack
+    pub image: Option<Place>,
     #[command(flatten)]
     pub stack: StackArgs,
     /// Header format
@@ -127,8 +127,8 @@ pub struct CryptFormat {
 
 #[derive(Args, Debug)]
 pub struct CryptDump {
-    /// A file or device, in place of a stack
-    pub image: Option<PathBuf>,
+    /// A file, device or NBD URI, in place of a stack
+    pub image: Option<Place>,
     #[command(flatten)]
     pub stack: StackArgs,
     /// Print JSON
@@ -138,8 +138,8 @@ pub struct CryptDump {
 
 #[derive(Args, Debug)]
 pub struct CryptTest {
-    /// A file or device, in place of a stack
-    pub image: Option<PathBuf>,
+    /// A file, device or NBD URI, in place of a stack
+    pub image: Option<Place>,
     #[command(flatten)]
     pub stack: StackArgs,
     /// Print JSON

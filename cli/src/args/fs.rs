@@ -18,9 +18,9 @@ mod check;
 pub use check::FsCheck;
 
 use super::StackArgs;
+use crate::place::Place;
 use crate::size::Size;
 use clap::{Args, Subcommand, ValueEnum};
-use std::path::PathBuf;
 
 #[derive(Subcommand, Debug)]
 pub enum FsVerb {
@@ -95,7 +95,7 @@ pub struct FsSource {
     /// A further device of the file system; may be given several times, in any order. Unlocked with
     /// the same key as the first where there is one
     #[arg(long = "device", value_name = "DEV")]
-    pub devices: Vec<PathBuf>,
+    pub devices: Vec<Place>,
     /// Believe this superblock copy instead of the first, of every device
     #[arg(long = "super", value_name = "0..2", default_value_t = 0,
           value_parser = clap::value_parser!(u8).range(0..3))]
@@ -107,8 +107,8 @@ pub struct FsSource {
 
 #[derive(Args, Debug)]
 pub struct FsMkfs {
-    /// A file or device, in place of a stack
-    pub image: Option<PathBuf>,
+    /// A file, device or NBD URI, in place of a stack
+    pub image: Option<Place>,
     #[command(flatten)]
     pub stack: StackArgs,
     /// Label, at most 255 bytes

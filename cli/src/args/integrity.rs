@@ -1,6 +1,7 @@
 //! The words of `varve integrity`, and those that say that a stack has such a layer.
 
 use super::StackArgs;
+use crate::place::Place;
 use crate::size::Size;
 use clap::{Args, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -67,8 +68,8 @@ pub enum IntegrityVerb {
 
 #[derive(Args, Debug)]
 pub struct IntegrityFormat {
-    /// A file or device, in place of a stack
-    pub image: Option<PathBuf>,
+    /// A file, device or NBD URI, in place of a stack
+    pub image: Option<Place>,
     #[command(flatten)]
     pub stack: StackArgs,
     /// One tag to so many bytes: 512, 1024, 2048 or 4096
@@ -99,8 +100,8 @@ pub struct IntegrityFormat {
 
 #[derive(Args, Debug)]
 pub struct IntegrityLook {
-    /// A file or device, in place of a stack
-    pub image: Option<PathBuf>,
+    /// A file, device or NBD URI, in place of a stack
+    pub image: Option<Place>,
     #[command(flatten)]
     pub stack: StackArgs,
     /// Print JSON
@@ -110,8 +111,8 @@ pub struct IntegrityLook {
 
 #[derive(Args, Debug)]
 pub struct IntegrityRecalculate {
-    /// A file or device, in place of a stack
-    pub image: Option<PathBuf>,
+    /// A file, device or NBD URI, in place of a stack
+    pub image: Option<Place>,
     #[command(flatten)]
     pub stack: StackArgs,
     /// Compute all tags, also those that are there: whatever lies on the disk becomes valid

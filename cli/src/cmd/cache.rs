@@ -3,13 +3,12 @@
 use crate::args::{CacheCheck, CacheMake, CacheShow};
 use crate::cmd::{output, report};
 use crate::failure::{Outcome, usage};
+use crate::place::Place;
 use crate::signature;
 use crate::size::Size;
-use crate::stack::{mode, open_device};
+use crate::stack::{Bottom, mode, open_device};
 use anyhow::Context;
 use std::io::Write;
-use std::path::{Path, PathBuf};
-use varve_block::dev::FileDevice;
 use varve_block::{Rt, Sectors};
 use varve_cache::MakeOptions;
 use varve_cache::check::{self, CheckOptions};
@@ -23,8 +22,8 @@ fn sectors(what: &str, size: Size, max: u64) -> anyhow::Result<u32> {
     }
 }
 
-async fn open_for_format(rt: &Rt, path: &Path, force: bool) -> anyhow::Result<FileDevice> {
-    let device = open_device(rt, path, false).await?;
+async fn open_for_format(rt: &Rt, place: &Place, force: bool) -> anyhow::Result<Bottom> {
+    let device = open_device(rt, place, false).await?;
     signature::refuse_known(&device, force).await?;
     Ok(device)
 }
@@ -54,16 +53,10 @@ pub(crate) async fn make(rt: &Rt, args: CacheMake) -> anyhow::Result<Outcome> {
     let mut out = output::stdout();
     writeln!(out, "cache set  {}", made.set_uuid)?;
     if let (Some(path), Some(sb)) = (&args.cache, &made.cache) {
-        writeln!(
-            out,
-            "cache      {}: {} buckets of {}",
-            path.display(),
-            sb.layout.nbuckets,
-            args.bucket
-        )?;
+        writeln!(out, "cache      {}: {} buckets of {}", path, sb.layout.nbuckets, args.bucket)?;
     }
     if let (Some(path), Some(sb)) = (&args.backing, &made.backing) {
-        writeln!(out, "volume     {}: {}", path.display(), sb.uuid)?;
+        writeln!(out, "volume     {}: {}", path, sb.uuid)?;
     }
     out.flush()?;
     Ok(Outcome::Fine)
@@ -76,8 +69,8 @@ pub(crate) async fn show(rt: &Rt, args: CacheShow) -> anyhow::Result<Outcome> {
     let (mut ssd, mut hdd) = (None, None);
     for path in named {
         let device = open_device(rt, path, true).await?;
-        let one = show::show(Some(&device), None::<&FileDevice>).await;
-        let one = one.with_context(|| format!("nothing to show on {}", path.display()))?;
+        let one = show::show(Some(&device), None::<&Bottom>).await;
+        let one = one.with_context(|| format!("nothing to show on {path}"))?;
         let slot = if one.cache.is_some() { &mut ssd } else { &mut hdd };
         if slot.replace(device).is_some() {
             return usage("show one cache device, one disk, or a pair of them");
@@ -101,9 +94,9 @@ pub(crate) async fn show(rt: &Rt, args: CacheShow) -> anyhow::Result<Outcome> {
     Ok(if damaged { Outcome::Problems } else { Outcome::Fine })
 }
 
-async fn open_if(rt: &Rt, path: &Option<PathBuf>) -> anyhow::Result<Option<FileDevice>> {
-    match path {
-        Some(path) => open_device(rt, path, true).await.map(Some),
+async fn open_if(rt: &Rt, place: &Option<Place>) -> anyhow::Result<Option<Bottom>> {
+    match place {
+        Some(place) => open_device(rt, place, true).await.map(Some),
         None => Ok(None),
     }
 }

@@ -5,10 +5,10 @@ use crate::cmd::interrupt::Interrupt;
 use crate::cmd::{output, progress};
 use crate::config::{IntegrityConfig, StackConfig};
 use crate::failure::{Outcome, usage};
+use crate::place::Place;
 use crate::stack::{self, LiveHashed, Stack};
 use serde_json::json;
 use std::io::Write;
-use std::path::Path;
 use std::time::Duration;
 use varve_block::{BlockDevice, Extent, Rt, Sector, Sectors};
 use varve_crypt::{
@@ -32,7 +32,7 @@ pub(super) async fn run(rt: &Rt, verb: IntegrityVerb) -> anyhow::Result<Outcome>
 /// The stack up to the integrity layer, and the layer; what the hash is, is crc32c unless something is said.
 fn layer(
     flags: &StackArgs,
-    image: Option<&Path>,
+    image: Option<&Place>,
 ) -> anyhow::Result<(StackConfig, IntegrityConfig)> {
     let mut flags = flags.clone();
     flags.dm_integrity.dm_integrity.get_or_insert_with(|| "crc32c".into());
@@ -42,7 +42,7 @@ fn layer(
 }
 
 async fn format(rt: &Rt, args: IntegrityFormat) -> anyhow::Result<Outcome> {
-    let (config, layer) = layer(&args.stack, args.image.as_deref())?;
+    let (config, layer) = layer(&args.stack, args.image.as_ref())?;
     let Some(sector_size) = SectorSize::new(args.sector_size.0) else {
         return usage(format!("--sector-size {}: 512, 1024, 2048 or 4096", args.sector_size));
     };
@@ -78,16 +78,14 @@ async fn format(rt: &Rt, args: IntegrityFormat) -> anyhow::Result<Outcome> {
     writeln!(
         out,
         "dm-integrity volume of {} sectors with {} on {}",
-        info.provided_sectors,
-        layer.hash,
-        config.backing.display()
+        info.provided_sectors, layer.hash, config.backing
     )?;
     out.flush()?;
     Ok(Outcome::Fine)
 }
 
 async fn dump(rt: &Rt, args: IntegrityLook) -> anyhow::Result<Outcome> {
-    let (config, _) = layer(&args.stack, args.image.as_deref())?;
+    let (config, _) = layer(&args.stack, args.image.as_ref())?;
     let stack = stack::open(rt, &config.below_integrity().reading()).await?;
     let info = integrity_info(&stack.top, Sector(0)).await?;
     if args.json {
@@ -108,7 +106,7 @@ async fn opened(rt: &Rt, config: &StackConfig) -> anyhow::Result<(Stack, LiveHas
 }
 
 async fn check(rt: &Rt, args: IntegrityLook) -> anyhow::Result<Outcome> {
-    let (config, _) = layer(&args.stack, args.image.as_deref())?;
+    let (config, _) = layer(&args.stack, args.image.as_ref())?;
     let (stack, hashed) = opened(rt, &config.reading()).await?;
     let all = Extent::new(Sector(0), hashed.geometry().len);
     let interrupt = Interrupt::watch(rt)?;
@@ -172,7 +170,7 @@ async fn recalculate(rt: &Rt, args: IntegrityRecalculate) -> anyhow::Result<Outc
     if args.stack.read_only {
         return usage("--read-only: this command writes tags");
     }
-    let (mut config, mut layer) = layer(&args.stack, args.image.as_deref())?;
+    let (mut config, mut layer) = layer(&args.stack, args.image.as_ref())?;
     layer.from_start = args.from_start;
     config.integrity = Some(layer);
     // Before anything is opened: a Ctrl-C ends it cleanly at any moment.

@@ -15,6 +15,7 @@ mod up;
 
 use crate::args::{CacheVerb, Cli, FsVerb, Noun};
 use crate::failure::Outcome;
+use crate::stack;
 use std::future::Future;
 use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
@@ -33,16 +34,18 @@ pub fn run(cli: Cli) -> anyhow::Result<Outcome> {
     match cli.noun {
         Noun::Up(args) => on_lane(|rt| async move { up::run(&rt, args).await }),
         Noun::Serve(args) => on_lane(|rt| async move { serve::run(&rt, args).await }),
-        Noun::Cache(verb) => on_lane(|rt| async move {
+        Noun::Cache(verb) => while_there(|rt| async move {
             match verb {
                 CacheVerb::Make(args) => cache::make(&rt, args).await,
                 CacheVerb::Show(args) => cache::show(&rt, args).await,
                 CacheVerb::Check(args) => cache::check(&rt, args).await,
             }
         }),
-        Noun::Crypt(verb) => on_lane(|rt| async move { crypt::run(&rt, verb).await }),
-        Noun::Integrity(verb) => on_lane(|rt| async move { integrity::run(&rt, verb).await }),
-        Noun::Fs(verb) => on_lane(|rt| async move { fs::run(&rt, verb).await }),
+        Noun::Crypt(verb) => while_there(|rt| async move { crypt::run(&rt, verb).await }),
+        Noun::Integrity(verb) => while_there(|rt| async move { integrity::run(&rt, verb).await }),
+        // As a disk that died: what is open gets errors, until somebody unmounts it.
+        Noun::Fs(verb @ FsVerb::Mount(_)) => on_lane(|rt| async move { fs::run(&rt, verb).await }),
+        Noun::Fs(verb) => while_there(|rt| async move { fs::run(&rt, verb).await }),
         Noun::Doctor(args) => doctor::run(&args),
     }
 }
@@ -53,6 +56,14 @@ where
     F: Future<Output = anyhow::Result<Outcome>> + 'static,
 {
     rt::run(Config::default(), command)?
+}
+
+/// The same for a command that has nothing more to do once an export it stands on has gone.
+fn while_there<F>(command: impl FnOnce(Rt) -> F + 'static) -> anyhow::Result<Outcome>
+where
+    F: Future<Output = anyhow::Result<Outcome>> + 'static,
+{
+    on_lane(|rt| stack::while_there(command(rt)))
 }
 
 /// Warnings and worse go to standard error; `-v` and `VARVE_LOG` (a filter such as

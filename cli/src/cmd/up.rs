@@ -8,13 +8,14 @@ use crate::args::{AllowedArgs, Up};
 use crate::cmd::serve::{Plan, serve};
 use crate::config::{CryptConfig, SecretSource, StackConfig};
 use crate::failure::Outcome;
+use crate::place::Place;
 use crate::size::Size;
 use crate::stack;
 use anyhow::{Context, bail};
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use varve_block::{BlockDevice, Rt};
@@ -56,8 +57,8 @@ pub(crate) async fn run(rt: &Rt, args: Up) -> anyhow::Result<Outcome> {
 
 fn config_of(dir: &Path, args: &Up) -> StackConfig {
     StackConfig {
-        backing: dir.join(HDD),
-        cache: Some(dir.join(SSD)),
+        backing: dir.join(HDD).into(),
+        cache: Some(dir.join(SSD).into()),
         integrity: None,
         cache_mode: args.cache_mode,
         crypt: CryptConfig::Luks {
@@ -130,12 +131,12 @@ fn sync_dir(dir: &Path) -> anyhow::Result<()> {
 }
 
 async fn make(rt: &Rt, new: &Path, args: &Up) -> anyhow::Result<()> {
-    let sparse = |name: &str, size: Size| -> anyhow::Result<PathBuf> {
+    let sparse = |name: &str, size: Size| -> anyhow::Result<Place> {
         let path = new.join(name);
         let file = File::create_new(&path)?;
         file.set_len(size.0).with_context(|| format!("cannot make {name} of {size}"))?;
         file.sync_all()?;
-        Ok(path)
+        Ok(path.into())
     };
     let key = Key::random(64)?;
     let mut key_file =

@@ -1,6 +1,7 @@
 //! The words for headers as a whole.
 
 use super::StackArgs;
+use crate::place::Place;
 use clap::{Args, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -22,8 +23,8 @@ pub enum PriorityArg {
 
 #[derive(Args, Debug)]
 pub struct CryptHeaderBackup {
-    /// A file or device, in place of a stack
-    pub image: Option<PathBuf>,
+    /// A file, device or NBD URI, in place of a stack
+    pub image: Option<Place>,
     #[command(flatten)]
     pub stack: StackArgs,
     /// The file to be made; one that is there is not overwritten
@@ -33,8 +34,8 @@ pub struct CryptHeaderBackup {
 
 #[derive(Args, Debug)]
 pub struct CryptHeaderRestore {
-    /// A file or device, in place of a stack
-    pub image: Option<PathBuf>,
+    /// A file, device or NBD URI, in place of a stack
+    pub image: Option<Place>,
     #[command(flatten)]
     pub stack: StackArgs,
     /// The backup
@@ -50,8 +51,8 @@ pub struct CryptHeaderRestore {
 
 #[derive(Args, Debug)]
 pub struct CryptConvert {
-    /// A file or device, in place of a stack
-    pub image: Option<PathBuf>,
+    /// A file, device or NBD URI, in place of a stack
+    pub image: Option<Place>,
     #[command(flatten)]
     pub stack: StackArgs,
     /// The format that it becomes
@@ -67,8 +68,8 @@ pub struct CryptConvert {
 
 #[derive(Args, Debug)]
 pub struct CryptRepair {
-    /// A file or device, in place of a stack
-    pub image: Option<PathBuf>,
+    /// A file, device or NBD URI, in place of a stack
+    pub image: Option<Place>,
     #[command(flatten)]
     pub stack: StackArgs,
     /// Save the bytes that the repair may change to this file first
@@ -87,8 +88,8 @@ pub struct CryptRepair {
 
 #[derive(Args, Debug)]
 pub struct CryptUuid {
-    /// A file or device, in place of a stack
-    pub image: Option<PathBuf>,
+    /// A file, device or NBD URI, in place of a stack
+    pub image: Option<Place>,
     #[command(flatten)]
     pub stack: StackArgs,
     /// Set this UUID
@@ -101,8 +102,8 @@ pub struct CryptUuid {
 
 #[derive(Args, Debug)]
 pub struct CryptIsLuks {
-    /// A file or device, in place of a stack
-    pub image: Option<PathBuf>,
+    /// A file, device or NBD URI, in place of a stack
+    pub image: Option<Place>,
     #[command(flatten)]
     pub stack: StackArgs,
     /// Only this version
@@ -112,8 +113,8 @@ pub struct CryptIsLuks {
 
 #[derive(Args, Debug)]
 pub struct CryptConfigure {
-    /// A file or device, in place of a stack
-    pub image: Option<PathBuf>,
+    /// A file, device or NBD URI, in place of a stack
+    pub image: Option<Place>,
     #[command(flatten)]
     pub stack: StackArgs,
     /// Label, at most 47 bytes
@@ -144,8 +145,8 @@ pub enum CryptTokenVerb {
 
 #[derive(Args, Debug)]
 pub struct CryptTokenList {
-    /// A file or device, in place of a stack
-    pub image: Option<PathBuf>,
+    /// A file, device or NBD URI, in place of a stack
+    pub image: Option<Place>,
     #[command(flatten)]
     pub stack: StackArgs,
     /// Print JSON
@@ -155,8 +156,8 @@ pub struct CryptTokenList {
 
 #[derive(Args, Debug)]
 pub struct CryptTokenExport {
-    /// A file or device, in place of a stack
-    pub image: Option<PathBuf>,
+    /// A file, device or NBD URI, in place of a stack
+    pub image: Option<Place>,
     #[command(flatten)]
     pub stack: StackArgs,
     /// Number of the token
@@ -166,8 +167,8 @@ pub struct CryptTokenExport {
 
 #[derive(Args, Debug)]
 pub struct CryptTokenImport {
-    /// A file or device, in place of a stack
-    pub image: Option<PathBuf>,
+    /// A file, device or NBD URI, in place of a stack
+    pub image: Option<Place>,
     #[command(flatten)]
     pub stack: StackArgs,
     /// The token's JSON (- is standard input)

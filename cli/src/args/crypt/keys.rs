@@ -1,6 +1,7 @@
 //! The words of key management.
 
 use super::{PbkdfArg, StackArgs};
+use crate::place::Place;
 use crate::size::Size;
 use clap::Args;
 use std::path::PathBuf;
@@ -54,8 +55,8 @@ pub struct NewKeyArgs {
 
 #[derive(Args, Debug)]
 pub struct CryptAddKey {
-    /// A file or device, in place of a stack
-    pub image: Option<PathBuf>,
+    /// A file, device or NBD URI, in place of a stack
+    pub image: Option<Place>,
     #[command(flatten)]
     pub stack: StackArgs,
     #[command(flatten)]
@@ -78,8 +79,8 @@ pub struct CryptAddKey {
 
 #[derive(Args, Debug)]
 pub struct CryptChangeKey {
-    /// A file or device, in place of a stack
-    pub image: Option<PathBuf>,
+    /// A file, device or NBD URI, in place of a stack
+    pub image: Option<Place>,
     #[command(flatten)]
     pub stack: StackArgs,
     #[command(flatten)]
@@ -93,8 +94,8 @@ pub struct CryptChangeKey {
 
 #[derive(Args, Debug)]
 pub struct CryptRemoveKey {
-    /// A file or device, in place of a stack
-    pub image: Option<PathBuf>,
+    /// A file, device or NBD URI, in place of a stack
+    pub image: Option<Place>,
     #[command(flatten)]
     pub stack: StackArgs,
     /// Remove it although it is the last: all data is lost
@@ -107,7 +108,7 @@ pub struct CryptRemoveKey {
 
 #[derive(Args, Debug)]
 pub struct CryptKillSlot {
-    /// A file or device, in place of a stack, and the number of the slot
+    /// A file, device or NBD URI, in place of a stack, and the number of the slot
     #[arg(value_name = "[IMAGE] SLOT", required = true, num_args = 1..=2)]
     pub words: Vec<String>,
     #[command(flatten)]
@@ -119,8 +120,8 @@ pub struct CryptKillSlot {
 
 #[derive(Args, Debug)]
 pub struct CryptErase {
-    /// A file or device, in place of a stack
-    pub image: Option<PathBuf>,
+    /// A file, device or NBD URI, in place of a stack
+    pub image: Option<Place>,
     #[command(flatten)]
     pub stack: StackArgs,
     /// Do not ask

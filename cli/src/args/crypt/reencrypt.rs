@@ -1,6 +1,7 @@
 //! The words of re-encryption.
 
 use super::{CipherArgs, PbkdfArgs, StackArgs};
+use crate::place::Place;
 use crate::size::Size;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
@@ -30,8 +31,8 @@ pub enum DirectionArg {
 
 #[derive(Args, Debug)]
 pub struct CryptReencrypt {
-    /// A file or device, in place of a stack
-    pub image: Option<PathBuf>,
+    /// A file, device or NBD URI, in place of a stack
+    pub image: Option<Place>,
     #[command(flatten)]
     pub stack: StackArgs,
     /// Encrypt a plain disk in place; --header names the file that gets the header, --reduce-device-size puts

@@ -1,14 +1,14 @@
 //! `varve fs check`.
 
 use crate::args::StackArgs;
+use crate::place::Place;
 use clap::Args;
-use std::path::PathBuf;
 
 #[derive(Args, Debug)]
 pub struct FsCheck {
-    /// Files or devices of one file system, in place of a stack
+    /// Files, devices or NBD URIs of one file system, in place of a stack
     #[arg(value_name = "IMAGE")]
-    pub images: Vec<PathBuf>,
+    pub images: Vec<Place>,
     #[command(flatten)]
     pub stack: StackArgs,
     /// Read every copy of every tree block, where one good copy would do

@@ -1,13 +1,14 @@
 //! `varve fs csum-report`.
 
 use super::FsSource;
+use crate::place::Place;
 use clap::Args;
 use std::path::PathBuf;
 
 #[derive(Args, Debug)]
 pub struct FsCsumReport {
-    /// A file or device, in place of a stack
-    pub image: Option<PathBuf>,
+    /// A file, device or NBD URI, in place of a stack
+    pub image: Option<Place>,
     #[command(flatten)]
     pub source: FsSource,
     /// Read all data and report what is bad by itself, instead of asking kernel messages

@@ -1,8 +1,8 @@
 //! `varve fs export`.
 
 use crate::args::StackArgs;
+use crate::place::Place;
 use clap::Args;
-use std::path::PathBuf;
 
 #[derive(Args, Debug)]
 pub struct FsExport {
@@ -15,7 +15,7 @@ pub struct FsExport {
     /// A further device of the file system; may be given several times, in any order. Unlocked with
     /// the same key as the first where there is one
     #[arg(long = "device", value_name = "DEV")]
-    pub devices: Vec<PathBuf>,
+    pub devices: Vec<Place>,
     /// Export this subvolume, by its number or path. Default: the one that a mount shows
     #[arg(long, value_name = "ID|PATH")]
     pub subvolume: Option<String>,

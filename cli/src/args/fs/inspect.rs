@@ -1,14 +1,15 @@
 //! The words of looking at a file system below its files, and of the smallest repair.
 
 use crate::args::StackArgs;
+use crate::place::Place;
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 
 /// A file or device, or a stack in its place.
 #[derive(Args, Debug)]
 pub struct FsTarget {
-    /// A file, device or metadata dump, in place of a stack
-    pub image: Option<PathBuf>,
+    /// A file, device, NBD URI or metadata dump, in place of a stack
+    pub image: Option<Place>,
     #[command(flatten)]
     pub stack: StackArgs,
 }
@@ -29,7 +30,7 @@ pub struct FsDumpTree {
     /// A further device of the file system; may be given several times, in any order. Unlocked with
     /// the same key as the first where there is one
     #[arg(long = "device", value_name = "DEV")]
-    pub devices: Vec<PathBuf>,
+    pub devices: Vec<Place>,
     /// Only this tree: its number, or root, extent, chunk, dev, fs, csum, quota, uuid, free-space,
     /// block-group, log
     #[arg(long, short = 't', value_name = "TREE")]
@@ -66,7 +67,7 @@ pub struct FsImageDump {
     /// A further device of the file system; may be given several times, in any order. Unlocked with
     /// the same key as the first where there is one
     #[arg(long = "device", value_name = "DEV")]
-    pub devices: Vec<PathBuf>,
+    pub devices: Vec<Place>,
     /// The dump
     #[arg(long, short = 'o', value_name = "FILE")]
     pub output: PathBuf,
@@ -88,7 +89,7 @@ pub struct FsImageDump {
 #[derive(Args, Debug)]
 pub struct FsImageRestore {
     /// The dump
-    pub dump: PathBuf,
+    pub dump: Place,
     /// The file to make; sparse, of the nominal size of the file system
     pub output: PathBuf,
     /// Overwrite FILE
@@ -109,7 +110,7 @@ pub struct FsLogList {
     /// A further device of the file system; may be given several times, in any order. Unlocked with
     /// the same key as the first where there is one
     #[arg(long = "device", value_name = "DEV")]
-    pub devices: Vec<PathBuf>,
+    pub devices: Vec<Place>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

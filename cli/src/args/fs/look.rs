@@ -1,14 +1,15 @@
 //! The words of looking at a file system as btrfs-progs does.
 
 use super::FsSource;
+use crate::place::Place;
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 
 /// `show`, `df`, `usage`, `chunk-recover`.
 #[derive(Args, Debug)]
 pub struct FsLook {
-    /// A file or device, in place of a stack
-    pub image: Option<PathBuf>,
+    /// A file, device or NBD URI, in place of a stack
+    pub image: Option<Place>,
     #[command(flatten)]
     pub source: FsSource,
     /// Print JSON
@@ -18,8 +19,8 @@ pub struct FsLook {
 
 #[derive(Args, Debug)]
 pub struct FsMap {
-    /// A file or device, in place of a stack
-    pub image: Option<PathBuf>,
+    /// A file, device or NBD URI, in place of a stack
+    pub image: Option<Place>,
     #[command(flatten)]
     pub source: FsSource,
     /// Draw into this file; tooltips tell what each chunk is
@@ -68,8 +69,8 @@ pub struct FsLogicalResolve {
 
 #[derive(Args, Debug)]
 pub struct FsFindRoot {
-    /// A file or device, in place of a stack
-    pub image: Option<PathBuf>,
+    /// A file, device or NBD URI, in place of a stack
+    pub image: Option<Place>,
     #[command(flatten)]
     pub source: FsSource,
     /// Of this tree. Default: 1, the root tree

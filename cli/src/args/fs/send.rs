@@ -1,6 +1,7 @@
 //! `varve fs send` and `varve fs send-dump`.
 
 use crate::args::StackArgs;
+use crate::place::Place;
 use clap::Args;
 use std::path::PathBuf;
 
@@ -15,7 +16,7 @@ pub struct FsSend {
     /// A further device of the file system; may be given several times, in any order. Unlocked with
     /// the same key as the first where there is one
     #[arg(long = "device", value_name = "DEV")]
-    pub devices: Vec<PathBuf>,
+    pub devices: Vec<Place>,
     /// Send only what is different from this snapshot, which the receiver has already
     #[arg(long, short = 'p', value_name = "SUBVOL")]
     pub parent: Option<String>,

@@ -22,7 +22,7 @@ use zeroize::Zeroizing;
 const BACKUP_MAX: u64 = 136 << 20;
 
 pub(super) async fn backup(rt: &Rt, args: CryptHeaderBackup) -> anyhow::Result<Outcome> {
-    let target = Target::to_look(rt, &args.stack, args.image.as_deref()).await?;
+    let target = Target::to_look(rt, &args.stack, args.image.as_ref()).await?;
     let (bytes, header) = varve_crypt::backup(&target.device, None).await?;
     for note in header.notes() {
         eprintln!("varve: warning: {}: {note}", target.device.geometry().dev);
@@ -67,7 +67,7 @@ pub(super) async fn restore(rt: &Rt, args: CryptHeaderRestore) -> anyhow::Result
     file.take(BACKUP_MAX + 1).read_to_end(&mut bytes).with_context(what)?;
     let backup =
         Backup::parse(bytes).with_context(|| format!("no backup in {}", args.file.display()))?;
-    let target = Target::to_change(rt, &args.stack, args.image.as_deref()).await?;
+    let target = Target::to_change(rt, &args.stack, args.image.as_ref()).await?;
     let done = restore_to(&target, &backup, &args).await;
     target.close(done).await?;
     let mut out = output::stdout();
@@ -114,7 +114,7 @@ async fn restore_to(
 }
 
 pub(super) async fn convert(rt: &Rt, args: CryptConvert) -> anyhow::Result<Outcome> {
-    let target = Target::to_change(rt, &args.stack, args.image.as_deref()).await?;
+    let target = Target::to_change(rt, &args.stack, args.image.as_ref()).await?;
     let done = async {
         let device = &target.device;
         let dev = device.geometry().dev;
@@ -152,7 +152,7 @@ pub(super) async fn repair(rt: &Rt, args: CryptRepair) -> anyhow::Result<Outcome
         HeaderCopyArg::Primary => HeaderCopy::Primary,
         HeaderCopyArg::Secondary => HeaderCopy::Secondary,
     });
-    let image = args.image.as_deref();
+    let image = args.image.as_ref();
     if args.dry_run {
         let target = Target::to_look(rt, &args.stack, image).await?;
         let found = varve_crypt::damage(&target.device, copy).await?;
@@ -196,7 +196,7 @@ fn report(found: &varve_crypt::Damage, as_json: bool, was: &str) -> anyhow::Resu
 }
 
 pub(super) async fn uuid(rt: &Rt, args: CryptUuid) -> anyhow::Result<Outcome> {
-    let image = args.image.as_deref();
+    let image = args.image.as_ref();
     let Some(new) = args.set else {
         let target = Target::to_look(rt, &args.stack, image).await?;
         let header = Header::read(&target.device, None).await?;
@@ -222,7 +222,7 @@ pub(super) async fn uuid(rt: &Rt, args: CryptUuid) -> anyhow::Result<Outcome> {
 }
 
 pub(super) async fn is_luks(rt: &Rt, args: CryptIsLuks) -> anyhow::Result<Outcome> {
-    let target = Target::to_look(rt, &args.stack, args.image.as_deref()).await?;
+    let target = Target::to_look(rt, &args.stack, args.image.as_ref()).await?;
     let found = match Header::read(&target.device, None).await {
         Ok(Header::Luks1(_)) => Some(LuksType::Luks1),
         Ok(Header::Luks2(_)) => Some(LuksType::Luks2),
@@ -255,7 +255,7 @@ pub(super) async fn configure(rt: &Rt, args: CryptConfigure) -> anyhow::Result<O
             "change what? give --label, --subsystem, --flags, or --key-slot and --priority",
         );
     }
-    let target = Target::to_change(rt, &args.stack, args.image.as_deref()).await?;
+    let target = Target::to_change(rt, &args.stack, args.image.as_ref()).await?;
     let done = varve_crypt::configure(target.device.clone(), None, settings).await;
     target.close(done.map_err(Into::into)).await?;
     Ok(Outcome::Fine)

@@ -9,16 +9,16 @@ use crate::args::{
 use crate::cmd::output;
 use crate::config::SecretSource;
 use crate::failure::{Outcome, usage};
+use crate::place::Place;
 use crate::{secret, stack};
 use serde_json::json;
 use std::io::Write;
-use std::path::PathBuf;
 use std::sync::Arc;
 use varve_block::{BlockDevice, Rt};
 use varve_crypt::{Header, LuksVersion, NewKey, Proof};
 
 pub(super) async fn add(rt: &Rt, args: CryptAddKey) -> anyhow::Result<Outcome> {
-    let target = Target::to_change(rt, &args.stack, args.image.as_deref()).await?;
+    let target = Target::to_change(rt, &args.stack, args.image.as_ref()).await?;
     let done = add_to(rt, &target, &args).await;
     let slot = target.close(done).await?;
     said(args.json, &json!({ "slot": slot }), &format!("the new key is in slot {slot}"))
@@ -56,7 +56,7 @@ async fn add_to(rt: &Rt, target: &Target, args: &CryptAddKey) -> anyhow::Result<
 }
 
 pub(super) async fn change(rt: &Rt, args: CryptChangeKey) -> anyhow::Result<Outcome> {
-    let target = Target::to_change(rt, &args.stack, args.image.as_deref()).await?;
+    let target = Target::to_change(rt, &args.stack, args.image.as_ref()).await?;
     let done = async {
         let (old, options) = (target.secret()?, target.options());
         let version = version_of(&target).await?;
@@ -76,7 +76,7 @@ pub(super) async fn change(rt: &Rt, args: CryptChangeKey) -> anyhow::Result<Outc
 }
 
 pub(super) async fn remove(rt: &Rt, args: CryptRemoveKey) -> anyhow::Result<Outcome> {
-    let target = Target::to_change(rt, &args.stack, args.image.as_deref()).await?;
+    let target = Target::to_change(rt, &args.stack, args.image.as_ref()).await?;
     let done = async {
         let (secret, options) = (target.secret()?, target.options());
         let device = &target.device;
@@ -89,7 +89,7 @@ pub(super) async fn remove(rt: &Rt, args: CryptRemoveKey) -> anyhow::Result<Outc
 
 pub(super) async fn kill(rt: &Rt, args: CryptKillSlot) -> anyhow::Result<Outcome> {
     let (image, slot) = image_and_slot(&args.words, &args.stack)?;
-    let target = Target::to_change(rt, &args.stack, image.as_deref()).await?;
+    let target = Target::to_change(rt, &args.stack, image.as_ref()).await?;
     let done = async {
         if !target.has_secret() && !args.force {
             return usage(
@@ -109,12 +109,12 @@ pub(super) async fn kill(rt: &Rt, args: CryptKillSlot) -> anyhow::Result<Outcome
 }
 
 /// `[IMAGE] SLOT`: with a disk or a header named by flags there is no image.
-fn image_and_slot(words: &[String], stack: &StackArgs) -> anyhow::Result<(Option<PathBuf>, u32)> {
+fn image_and_slot(words: &[String], stack: &StackArgs) -> anyhow::Result<(Option<Place>, u32)> {
     let by_flags = stack.backing.is_some() || stack.stack.is_some() || stack.header.is_some();
     let (image, slot) = match words {
         [slot] if by_flags => (None, slot),
         [_] => return usage("which disk? give an image and the slot, or --backing DEV"),
-        [image, slot] => (Some(PathBuf::from(image)), slot),
+        [image, slot] => (Some(crate::config::place(image)?), slot),
         _ => return usage("give an image and the number of a slot"),
     };
     match slot.parse() {
@@ -124,7 +124,7 @@ fn image_and_slot(words: &[String], stack: &StackArgs) -> anyhow::Result<(Option
 }
 
 pub(super) async fn erase(rt: &Rt, args: CryptErase) -> anyhow::Result<Outcome> {
-    let target = Target::to_change(rt, &args.stack, args.image.as_deref()).await?;
+    let target = Target::to_change(rt, &args.stack, args.image.as_ref()).await?;
     let done = async {
         let header = Header::read(&target.device, None).await?;
         if !args.force {

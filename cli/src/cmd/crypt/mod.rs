@@ -16,6 +16,7 @@ use crate::args::{CryptDump, CryptFormat, CryptTest, CryptVerb, LuksType};
 use crate::cmd::output;
 use crate::config::{CryptConfig, StackConfig};
 use crate::failure::{Outcome, usage};
+use crate::place::Place;
 use crate::signature;
 use crate::size::Size;
 use crate::{secret, stack};
@@ -25,7 +26,6 @@ pub(crate) use reencrypt::take_up;
 use anyhow::Context;
 use std::fs::File;
 use std::io::Write;
-use std::path::Path;
 use std::sync::Arc;
 use target::Target;
 use varve_block::{BlockDevice, Dyn, Rt};
@@ -62,7 +62,7 @@ pub(crate) async fn run(rt: &Rt, verb: CryptVerb) -> anyhow::Result<Outcome> {
 }
 
 async fn format(rt: &Rt, args: CryptFormat) -> anyhow::Result<Outcome> {
-    let config = StackConfig::new(&args.stack, args.image.as_deref())?;
+    let config = StackConfig::new(&args.stack, args.image.as_ref())?;
     let (source, header) = match &config.crypt {
         CryptConfig::Luks { secret, header, key_slot: None } => (secret, header.clone()),
         CryptConfig::Luks { .. } => return usage("a new volume has its key in slot 0"),
@@ -94,13 +94,7 @@ async fn format(rt: &Rt, args: CryptFormat) -> anyhow::Result<Outcome> {
     let header = made?;
     stopped?;
     let mut out = output::stdout();
-    writeln!(
-        out,
-        "LUKS{} volume {} on {}",
-        header.version(),
-        header.uuid(),
-        config.backing.display()
-    )?;
+    writeln!(out, "LUKS{} volume {} on {}", header.version(), header.uuid(), config.backing)?;
     out.flush()?;
     Ok(Outcome::Fine)
 }
@@ -108,18 +102,20 @@ async fn format(rt: &Rt, args: CryptFormat) -> anyhow::Result<Outcome> {
 /// A header file is made when it is not there.
 async fn header_device(
     rt: &Rt,
-    path: &Path,
+    place: &Place,
     luks_type: LuksType,
     force: bool,
 ) -> anyhow::Result<Dyn> {
-    if !path.exists() {
+    if let Place::Path(path) = place
+        && !path.exists()
+    {
         let len = HEADER_FILE.iter().find(|(t, _)| *t == luks_type).map_or(0, |(_, len)| *len);
         let file = File::create_new(path)
             .with_context(|| format!("cannot make header file {}", path.display()))?;
         file.set_len(len)?;
         file.sync_all()?;
     }
-    let device = stack::open_device(rt, path, false).await?;
+    let device = stack::open_device(rt, place, false).await?;
     signature::refuse_known(&device, force).await?;
     Ok(Dyn::new(device))
 }
@@ -160,7 +156,7 @@ fn sector_size(size: Size) -> anyhow::Result<SectorSize> {
 }
 
 async fn dump(rt: &Rt, args: CryptDump) -> anyhow::Result<Outcome> {
-    let target = Target::to_look(rt, &args.stack, args.image.as_deref()).await?;
+    let target = Target::to_look(rt, &args.stack, args.image.as_ref()).await?;
     let device = &target.device;
     let header = Header::read(device, None)
         .await
@@ -187,7 +183,7 @@ async fn dump(rt: &Rt, args: CryptDump) -> anyhow::Result<Outcome> {
 }
 
 async fn test(rt: &Rt, args: CryptTest) -> anyhow::Result<Outcome> {
-    let target = Target::to_look(rt, &args.stack, args.image.as_deref()).await?;
+    let target = Target::to_look(rt, &args.stack, args.image.as_ref()).await?;
     let secret = target.secret()?;
     let report = varve_crypt::test(rt, &target.device, &target.options(), &secret).await?;
     if args.json {

@@ -6,6 +6,7 @@ use crate::cmd::interrupt::Interrupt;
 use crate::cmd::output;
 use crate::config::{CryptConfig, SecretSource, StackConfig};
 use crate::failure::{Outcome, usage};
+use crate::place::Place;
 use crate::stack;
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -13,7 +14,7 @@ use serde_json::json;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use varve_block::{Dyn, Rt};
 use varve_crypt::reencrypt::{
@@ -29,7 +30,7 @@ pub(super) async fn run(rt: &Rt, args: CryptReencrypt) -> anyhow::Result<Outcome
     if args.stack.read_only {
         return usage("--read-only: this command writes to the disk");
     }
-    let config = StackConfig::new(&args.stack, args.image.as_deref())?;
+    let config = StackConfig::new(&args.stack, args.image.as_ref())?;
     let (secret, header, slot) = match &config.crypt {
         CryptConfig::Luks { secret, header, key_slot } => {
             (secret.clone(), header.clone(), *key_slot)
@@ -71,29 +72,26 @@ pub(super) async fn run(rt: &Rt, args: CryptReencrypt) -> anyhow::Result<Outcome
 async fn devices(
     rt: &Rt,
     args: &CryptReencrypt,
-    header: Option<PathBuf>,
+    header: Option<Place>,
     data: Dyn,
 ) -> anyhow::Result<(Devices<Dyn>, bool)> {
-    let Some(path) = header else {
+    let Some(place) = header else {
         let moves = args.reduce_device_size.is_some();
         return Ok((Devices { header: data.clone(), data, detached: false }, moves));
     };
-    let there = path.exists();
-    if args.decrypt && !there {
+    let there = place.exists();
+    if let (Place::Path(path), true) = (&place, args.decrypt && !there) {
         let bytes = export_header(&data).await?;
-        save_header(&path, &bytes)?;
+        save_header(path, &bytes)?;
     }
     let header = match args.encrypt {
         // What is there may be an encryption that was interrupted.
-        true => header_device(rt, &path, LuksType::Luks2, there).await?,
-        false => Dyn::new(stack::open_device(rt, &path, false).await?),
+        true => header_device(rt, &place, LuksType::Luks2, there).await?,
+        false => Dyn::new(stack::open_device(rt, &place, false).await?),
     };
     let devices = Devices { header, data, detached: true };
     if args.encrypt && there && !is_under_way(args, &devices).await? {
-        return usage(format!(
-            "{} is there already; --encrypt makes the header file itself",
-            path.display()
-        ));
+        return usage(format!("{place} is there already; --encrypt makes the header file itself"));
     }
     let moves = args.decrypt
         && matches!(Header::read(&devices.header, None).await?,

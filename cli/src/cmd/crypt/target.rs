@@ -3,9 +3,9 @@
 use crate::args::StackArgs;
 use crate::config::{HeaderConfig, HeaderPlace, SecretSource, StackConfig};
 use crate::failure::usage;
+use crate::place::Place;
 use crate::stack::{self, Stack};
 use std::cell::OnceCell;
-use std::path::Path;
 use std::sync::Arc;
 use varve_block::{Dyn, Rt};
 use varve_crypt::{Header, IntegrityInfo, Key, UnlockOptions};
@@ -27,7 +27,7 @@ impl Target {
     pub(super) async fn to_look(
         rt: &Rt,
         flags: &StackArgs,
-        image: Option<&Path>,
+        image: Option<&Place>,
     ) -> anyhow::Result<Target> {
         Target::open(rt, HeaderConfig::new(flags, image)?, true, OnceCell::new()).await
     }
@@ -37,7 +37,7 @@ impl Target {
     pub(super) async fn to_change(
         rt: &Rt,
         flags: &StackArgs,
-        image: Option<&Path>,
+        image: Option<&Place>,
     ) -> anyhow::Result<Target> {
         if flags.read_only {
             return usage("--read-only: this command writes to the header");

@@ -4,6 +4,7 @@ use super::target::Target;
 use crate::args::{CryptTokenExport, CryptTokenImport, CryptTokenList, CryptTokenVerb, StackArgs};
 use crate::cmd::output;
 use crate::failure::Outcome;
+use crate::place::Place;
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 use std::fs::File;
@@ -24,7 +25,7 @@ pub(super) async fn run(rt: &Rt, verb: CryptTokenVerb) -> anyhow::Result<Outcome
     }
 }
 
-async fn luks2(rt: &Rt, stack: &StackArgs, image: Option<&Path>) -> anyhow::Result<Luks2> {
+async fn luks2(rt: &Rt, stack: &StackArgs, image: Option<&Place>) -> anyhow::Result<Luks2> {
     let target = Target::to_look(rt, stack, image).await?;
     match Header::read(&target.device, None).await? {
         Header::Luks2(header) => Ok(*header),
@@ -33,7 +34,7 @@ async fn luks2(rt: &Rt, stack: &StackArgs, image: Option<&Path>) -> anyhow::Resu
 }
 
 async fn list(rt: &Rt, args: CryptTokenList) -> anyhow::Result<Outcome> {
-    let header = luks2(rt, &args.stack, args.image.as_deref()).await?;
+    let header = luks2(rt, &args.stack, args.image.as_ref()).await?;
     let tokens = &header.metadata.tokens;
     if args.json {
         let one = |(id, t): (&u32, &varve_crypt::Token)| json!({ "id": id, "type": t.kind, "keyslots": t.keyslots });
@@ -51,7 +52,7 @@ async fn list(rt: &Rt, args: CryptTokenList) -> anyhow::Result<Outcome> {
 }
 
 async fn export(rt: &Rt, args: CryptTokenExport) -> anyhow::Result<Outcome> {
-    let header = luks2(rt, &args.stack, args.image.as_deref()).await?;
+    let header = luks2(rt, &args.stack, args.image.as_ref()).await?;
     let Some(token) = header.metadata.json["tokens"].get(args.token_id.to_string()) else {
         bail!("there is no token {}", args.token_id);
     };
@@ -70,7 +71,7 @@ async fn import(rt: &Rt, args: CryptTokenImport) -> anyhow::Result<Outcome> {
     } else {
         take(&mut File::open(&args.json_file).with_context(what)?).with_context(what)?;
     }
-    let target = Target::to_change(rt, &args.stack, args.image.as_deref()).await?;
+    let target = Target::to_change(rt, &args.stack, args.image.as_ref()).await?;
     let device = target.device.clone();
     let done = varve_crypt::import_token(device, None, &text, args.token_id, args.replace).await;
     let id = target.close(done.map_err(Into::into)).await?;
@@ -81,7 +82,7 @@ async fn import(rt: &Rt, args: CryptTokenImport) -> anyhow::Result<Outcome> {
 }
 
 async fn remove(rt: &Rt, args: CryptTokenExport) -> anyhow::Result<Outcome> {
-    let target = Target::to_change(rt, &args.stack, args.image.as_deref()).await?;
+    let target = Target::to_change(rt, &args.stack, args.image.as_ref()).await?;
     let done = varve_crypt::remove_token(target.device.clone(), None, args.token_id).await;
     target.close(done.map_err(Into::into)).await?;
     Ok(Outcome::Fine)

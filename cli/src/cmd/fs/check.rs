@@ -42,7 +42,7 @@ async fn open(rt: &Rt, args: &FsCheck) -> anyhow::Result<(Vec<Dyn>, String)> {
     let mut images = args.images.iter();
     let Some(first) = images.next() else {
         let config = StackConfig::new(&args.stack, None)?.reading();
-        let name = config.backing.display().to_string();
+        let name = config.backing.to_string();
         return Ok((vec![stack::open(rt, &config).await?.top], name));
     };
     let config = StackConfig::new(&args.stack, Some(first))?.reading();
@@ -53,7 +53,7 @@ async fn open(rt: &Rt, args: &FsCheck) -> anyhow::Result<(Vec<Dyn>, String)> {
         }
         devices.push(Dyn::new(stack::open_device(rt, image, true).await?));
     }
-    Ok((devices, first.display().to_string()))
+    Ok((devices, first.to_string()))
 }
 
 /// Shown on a terminal only.

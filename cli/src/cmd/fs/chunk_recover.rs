@@ -13,8 +13,8 @@ use varve_block::Rt;
 use varve_fs::inspect::{Agreement, ChunkScan, ChunkSource, FoundChunk, scan_chunks};
 
 pub(super) async fn run(rt: &Rt, args: FsLook) -> anyhow::Result<Outcome> {
-    let config = StackConfig::new(&args.source.stack, args.image.as_deref())?;
-    let name = config.backing.display().to_string();
+    let config = StackConfig::new(&args.source.stack, args.image.as_ref())?;
+    let name = config.backing.to_string();
     let devices = source::devices(rt, config, &args.source.devices).await?;
     let bar = progress::bytes("reading");
     let mut told = |done, total| progress::show(&bar, done, total);

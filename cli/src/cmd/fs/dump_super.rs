@@ -15,7 +15,7 @@ pub(super) async fn run(rt: &Rt, args: FsDumpSuper) -> anyhow::Result<Outcome> {
     let stack = reading(rt, &args.target).await?;
     let copies = super_copies(&stack.top).await?;
     if copies.iter().all(|copy| copy.superblock.is_none()) {
-        bail!("no btrfs superblock on {}", name(&args.target)?.display());
+        bail!("no btrfs superblock on {}", name(&args.target)?);
     }
     let described: Vec<Value> = copies.iter().map(described).collect();
     if args.json {

@@ -26,8 +26,8 @@ pub(super) async fn run(rt: &Rt, mut args: FsExport) -> anyhow::Result<Outcome> 
     };
     let (image, path) = image_and_path(&args.at, &args.stack, true)?;
     let filter = filter(&args)?;
-    let config = StackConfig::new(&args.stack, image.as_deref())?;
-    let name = config.backing.display().to_string();
+    let config = StackConfig::new(&args.stack, image.as_ref())?;
+    let name = config.backing.to_string();
     let devices = source::devices(rt, config, &args.devices).await?;
     let (rescued, start) = open(devices, &args, path.as_deref())
         .await

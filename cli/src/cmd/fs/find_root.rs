@@ -13,7 +13,7 @@ use varve_fs::format::key::objectid;
 use varve_fs::inspect::Inspector;
 
 pub(super) async fn run(rt: &Rt, args: FsFindRoot) -> anyhow::Result<Outcome> {
-    let config = StackConfig::new(&args.source.stack, args.image.as_deref())?;
+    let config = StackConfig::new(&args.source.stack, args.image.as_ref())?;
     let devices = source::devices(rt, config, &args.source.devices).await?;
     let inspector = Inspector::open_devices(devices, args.source.super_copy.into()).await?;
     let sb = inspector.superblock();

@@ -23,16 +23,16 @@ pub(super) async fn run(rt: &Rt, verb: FsImage) -> anyhow::Result<Outcome> {
 }
 
 async fn dump(rt: &Rt, args: FsImageDump) -> anyhow::Result<Outcome> {
+    let disk = name(&args.target)?;
     let devices = reading_all(rt, &args.target, &args.devices).await?;
     let mut out = Fresh::create(&args.output, args.force)?;
     let options = DumpOptions { level: args.compress, sanitise: args.sanitise };
     let file = out.file();
     let bar = progress::bytes("dumping");
     let told = |done, total| progress::show(&bar, done, total);
-    let report =
-        varve_fs::dump(devices, options, |bytes| file.write_all(bytes), told).await.with_context(
-            || format!("{} was not dumped", name(&args.target).unwrap_or_default().display()),
-        )?;
+    let report = varve_fs::dump(devices, options, |bytes| file.write_all(bytes), told)
+        .await
+        .with_context(|| format!("{disk} was not dumped"))?;
     bar.finish_and_clear();
     out.finish()?;
     for problem in &report.problems {
@@ -58,7 +58,7 @@ async fn restore(rt: &Rt, args: FsImageRestore) -> anyhow::Result<Outcome> {
     let target = FsTarget { image: Some(args.dump.clone()), stack: StackArgs::default() };
     let file = crate::stack::open_device(rt, &args.dump, true).await?;
     if !varve_fs::is_dump(&file).await? {
-        bail!("{} is no metadata dump", args.dump.display());
+        bail!("{} is no metadata dump", args.dump);
     }
     drop(file);
     let device = reading(rt, &target).await?.top;

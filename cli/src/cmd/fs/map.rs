@@ -9,6 +9,7 @@ use crate::cmd::output;
 use crate::config::StackConfig;
 use crate::draw::{self, Entry, Page, Panel, Picture, Rgb, Span};
 use crate::failure::Outcome;
+use crate::place::Place;
 use crate::stack;
 use anyhow::Context;
 use serde_json::{Value, json};
@@ -22,8 +23,8 @@ use varve_fs::usage::{Device, Group};
 const NOTHING: Rgb = Rgb(0xEC, 0xEC, 0xEC);
 
 pub(super) async fn run(rt: &Rt, args: FsMap) -> anyhow::Result<Outcome> {
-    let config = StackConfig::new(&args.source.stack, args.image.as_deref())?;
-    let fs = source::open_at(rt, args.image.as_deref(), &args.source).await?;
+    let config = StackConfig::new(&args.source.stack, args.image.as_ref())?;
+    let fs = source::open_at(rt, args.image.as_ref(), &args.source).await?;
     let sb = fs.superblock();
     let groups = fs.groups().await?;
     let mut panels: Vec<Panel> =
@@ -208,7 +209,7 @@ fn with_gaps(mut spans: Vec<Span>, len: u64, gap: usize, label: &str) -> Vec<Spa
 }
 
 /// Which bytes of the disk the cache holds.
-async fn cache_panel(rt: &Rt, backing: &Path, cache: &Path) -> anyhow::Result<Panel> {
+async fn cache_panel(rt: &Rt, backing: &Place, cache: &Place) -> anyhow::Result<Panel> {
     let hdd = stack::open_device(rt, backing, true).await?;
     let ssd = stack::open_device(rt, cache, true).await?;
     let len = hdd.geometry().len.bytes();
@@ -247,7 +248,10 @@ async fn cache_panel(rt: &Rt, backing: &Path, cache: &Path) -> anyhow::Result<Pa
     for (at, entry) in legend.iter_mut().enumerate() {
         entry.note = pretty(sum(&spans, at).0);
     }
-    let file = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let file = |place: &Place| match place {
+        Place::Path(path) => path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        Place::Nbd(uri) => uri.to_string(),
+    };
     let name = format!("{}, {}: what {} holds of it", file(backing), pretty(len), file(cache));
     Ok(Panel { name, len, spans, legend, borders: false })
 }

@@ -69,7 +69,7 @@ pub(crate) async fn run(rt: &Rt, verb: FsVerb) -> anyhow::Result<Outcome> {
 }
 
 async fn mkfs(rt: &Rt, args: FsMkfs) -> anyhow::Result<Outcome> {
-    let config = StackConfig::new(&args.stack, args.image.as_deref())?;
+    let config = StackConfig::new(&args.stack, args.image.as_ref())?;
     let Ok(nodesize) = u32::try_from(args.nodesize.0) else {
         return usage(format!("--nodesize {}: 4k to 64k", args.nodesize));
     };
@@ -88,7 +88,7 @@ async fn mkfs(rt: &Rt, args: FsMkfs) -> anyhow::Result<Outcome> {
     let fsid = made?.fsid;
     stopped?;
     let mut out = output::stdout();
-    writeln!(out, "file system {fsid} on {}", config.backing.display())?;
+    writeln!(out, "file system {fsid} on {}", config.backing)?;
     out.flush()?;
     Ok(Outcome::Fine)
 }

@@ -6,11 +6,12 @@ use crate::args::{FsRescue, FsTarget, FsUndo, FsZeroLog};
 use crate::cmd::{output, text};
 use crate::config::StackConfig;
 use crate::failure::{Outcome, usage};
+use crate::place::Place;
 use crate::stack::{self, Stack};
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use varve_block::Rt;
 use varve_fs::inspect::{SuperWrite, ZeroLog};
 
@@ -43,7 +44,7 @@ struct UndoWrite {
 }
 
 async fn writing(rt: &Rt, target: &FsTarget) -> anyhow::Result<Stack> {
-    let config = StackConfig::new(&target.stack, target.image.as_deref())?;
+    let config = StackConfig::new(&target.stack, target.image.as_ref())?;
     if config.read_only {
         return usage("--read-only and a repair contradict each other");
     }
@@ -51,8 +52,13 @@ async fn writing(rt: &Rt, target: &FsTarget) -> anyhow::Result<Stack> {
 }
 
 async fn zero_log(rt: &Rt, args: FsZeroLog) -> anyhow::Result<Outcome> {
+    let disk = name(&args.target)?;
+    let undo = match &args.undo {
+        Some(undo) => undo.clone(),
+        None => beside(&disk)?,
+    };
     let stack = writing(rt, &args.target).await?;
-    let done = forget(&stack, &args).await;
+    let done = forget(&stack, &args, &disk, &undo).await;
     // Also after a failure: a stack that was opened is stopped.
     let stopped = stack.stop().await;
     let outcome = done?;
@@ -60,10 +66,14 @@ async fn zero_log(rt: &Rt, args: FsZeroLog) -> anyhow::Result<Outcome> {
     Ok(outcome)
 }
 
-async fn forget(stack: &Stack, args: &FsZeroLog) -> anyhow::Result<Outcome> {
-    let disk = name(&args.target)?;
+async fn forget(
+    stack: &Stack,
+    args: &FsZeroLog,
+    disk: &Place,
+    undo: &Path,
+) -> anyhow::Result<Outcome> {
     let Some(plan) = ZeroLog::plan(&stack.top).await? else {
-        writeln!(output::stdout(), "there is no log on {}: nothing to do", disk.display())?;
+        writeln!(output::stdout(), "there is no log on {}: nothing to do", disk)?;
         return Ok(Outcome::Fine);
     };
     let mut out = output::stdout();
@@ -92,8 +102,7 @@ async fn forget(stack: &Stack, args: &FsZeroLog) -> anyhow::Result<Outcome> {
     if !args.yes && !confirmed()? {
         bail!("nothing was written");
     }
-    let undo = args.undo.clone().unwrap_or_else(|| beside(&disk));
-    keep(&undo, &plan)?;
+    keep(undo, &plan)?;
     plan.run(&stack.top).await.with_context(|| {
         format!("the log may be half forgotten; the old bytes are in {}", undo.display())
     })?;
@@ -108,13 +117,18 @@ async fn forget(stack: &Stack, args: &FsZeroLog) -> anyhow::Result<Outcome> {
 }
 
 /// `IMAGE.undo`: beside a file, and for a device, whose folder is no place for files, in the current one.
-fn beside(disk: &std::path::Path) -> PathBuf {
+fn beside(disk: &Place) -> anyhow::Result<PathBuf> {
+    let Place::Path(disk) = disk else {
+        return usage(format!(
+            "{disk} is no file that an undo file could lie beside: name --undo FILE"
+        ));
+    };
     let mut name = disk.file_name().unwrap_or_default().to_owned();
     name.push(".undo");
-    match disk.is_file() {
+    Ok(match disk.is_file() {
         true => disk.with_file_name(name),
         false => PathBuf::from(name),
-    }
+    })
 }
 
 fn confirmed() -> anyhow::Result<bool> {
@@ -128,7 +142,7 @@ fn confirmed() -> anyhow::Result<bool> {
 }
 
 /// The undo file is durable before the first byte changes.
-fn keep(path: &std::path::Path, plan: &ZeroLog) -> anyhow::Result<()> {
+fn keep(path: &Path, plan: &ZeroLog) -> anyhow::Result<()> {
     let file = UndoFile {
         format: UNDO.into(),
         what: "zero-log".into(),
@@ -176,7 +190,7 @@ async fn undo(rt: &Rt, args: FsUndo) -> anyhow::Result<Outcome> {
     done?;
     stopped?;
     let mut out = output::stdout();
-    writeln!(out, "{} is as it was", name(&args.target)?.display())?;
+    writeln!(out, "{} is as it was", name(&args.target)?)?;
     out.flush()?;
     Ok(Outcome::Fine)
 }

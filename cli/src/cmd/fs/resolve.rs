@@ -120,7 +120,7 @@ pub(super) async fn logical(rt: &Rt, args: FsLogicalResolve) -> anyhow::Result<O
 
 pub(super) async fn subvol(rt: &Rt, verb: FsSubvol) -> anyhow::Result<Outcome> {
     let FsSubvol::List(FsLook { image, source, json }) = verb;
-    let fs = source::open_at(rt, image.as_deref(), &source).await?;
+    let fs = source::open_at(rt, image.as_ref(), &source).await?;
     let paths = fs.subvolume_paths().await?;
     let all = fs.subvolumes().await?;
     let default = fs.default_subvolume().await?;

@@ -30,8 +30,8 @@ pub(super) async fn run(rt: &Rt, args: FsSend) -> anyhow::Result<Outcome> {
     if args.file.is_none() && io::stdout().is_terminal() {
         return usage("a stream is not for a terminal: give --file, or a pipe");
     }
-    let config = StackConfig::new(&args.stack, image.as_deref())?;
-    let name = config.backing.display().to_string();
+    let config = StackConfig::new(&args.stack, image.as_ref())?;
+    let name = config.backing.to_string();
     let devices = source::devices(rt, config, &args.devices).await?;
     // Paths begin at the top level, whatever the default subvolume is.
     let options =

@@ -23,7 +23,7 @@ pub(super) fn pretty(bytes: u64) -> String {
 }
 
 pub(super) async fn show(rt: &Rt, args: FsLook) -> anyhow::Result<Outcome> {
-    let fs = source::open_at(rt, args.image.as_deref(), &args.source).await?;
+    let fs = source::open_at(rt, args.image.as_ref(), &args.source).await?;
     let sb = fs.superblock();
     let devices = fs.devices().await?;
     if args.json {
@@ -105,7 +105,7 @@ async fn kinds(fs: &Fs<Dyn>) -> anyhow::Result<BTreeMap<KindName, Kind>> {
 }
 
 pub(super) async fn df(rt: &Rt, args: FsLook) -> anyhow::Result<Outcome> {
-    let fs = source::open_at(rt, args.image.as_deref(), &args.source).await?;
+    let fs = source::open_at(rt, args.image.as_ref(), &args.source).await?;
     let kinds = kinds(&fs).await?;
     if args.json {
         let kind = |((_, name, profile), kind): (&KindName, &Kind)| json!({ "type": name, "profile": profile, "total": kind.total, "used": kind.used });
@@ -122,7 +122,7 @@ pub(super) async fn df(rt: &Rt, args: FsLook) -> anyhow::Result<Outcome> {
 }
 
 pub(super) async fn usage(rt: &Rt, args: FsLook) -> anyhow::Result<Outcome> {
-    let fs = source::open_at(rt, args.image.as_deref(), &args.source).await?;
+    let fs = source::open_at(rt, args.image.as_ref(), &args.source).await?;
     let kinds = kinds(&fs).await?;
     let devices = fs.devices().await?;
     let size: u64 = devices.iter().map(|device| device.item.total_bytes).sum();

@@ -3,9 +3,9 @@
 use crate::args::FsSource;
 use crate::config::{CryptConfig, StackConfig, image_and_path};
 use crate::failure::usage;
+use crate::place::Place;
 use crate::stack;
 use anyhow::Context;
-use std::path::{Path, PathBuf};
 use varve_block::{Dyn, Rt};
 use varve_fs::{Fs, OpenOptions};
 
@@ -19,18 +19,18 @@ pub(crate) async fn open(
     path_optional: bool,
 ) -> anyhow::Result<(Fs<Dyn>, Option<String>)> {
     let (image, path) = image_and_path(words, &source.stack, path_optional)?;
-    let fs = open_at(rt, image.as_deref(), source).await?;
+    let fs = open_at(rt, image.as_ref(), source).await?;
     Ok((fs, path))
 }
 
 /// As [`open`], for commands whose words hold no path.
 pub(crate) async fn open_at(
     rt: &Rt,
-    image: Option<&Path>,
+    image: Option<&Place>,
     source: &FsSource,
 ) -> anyhow::Result<Fs<Dyn>> {
     let config = StackConfig::new(&source.stack, image)?;
-    let name = config.backing.display().to_string();
+    let name = config.backing.to_string();
     let devices = devices(rt, config, &source.devices).await?;
     Fs::open_devices(devices, options(source))
         .await
@@ -50,7 +50,7 @@ pub(crate) fn options(source: &FsSource) -> OpenOptions {
 pub(crate) async fn devices(
     rt: &Rt,
     config: StackConfig,
-    more: &[PathBuf],
+    more: &[Place],
 ) -> anyhow::Result<Vec<Dyn>> {
     if !more.is_empty() && matches!(config.crypt, CryptConfig::Luks { header: Some(_), .. }) {
         return usage("--device has no header of its own: --device and --header exclude");

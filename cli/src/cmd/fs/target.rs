@@ -3,6 +3,7 @@
 use super::source;
 use crate::args::FsTarget;
 use crate::config::StackConfig;
+use crate::place::Place;
 use crate::stack::{self, Stack};
 use anyhow::{Context, bail};
 use std::fs::File;
@@ -12,7 +13,7 @@ use varve_block::{Dyn, Rt};
 
 /// The stack, opened so that nothing can be written.
 pub(super) async fn reading(rt: &Rt, target: &FsTarget) -> anyhow::Result<Stack> {
-    let config = StackConfig::new(&target.stack, target.image.as_deref())?.reading();
+    let config = StackConfig::new(&target.stack, target.image.as_ref())?.reading();
     stack::open(rt, &config).await
 }
 
@@ -20,15 +21,15 @@ pub(super) async fn reading(rt: &Rt, target: &FsTarget) -> anyhow::Result<Stack>
 pub(super) async fn reading_all(
     rt: &Rt,
     target: &FsTarget,
-    more: &[PathBuf],
+    more: &[Place],
 ) -> anyhow::Result<Vec<Dyn>> {
-    let config = StackConfig::new(&target.stack, target.image.as_deref())?;
+    let config = StackConfig::new(&target.stack, target.image.as_ref())?;
     source::devices(rt, config, more).await
 }
 
 /// The name of the disk, for messages and for files beside it.
-pub(super) fn name(target: &FsTarget) -> anyhow::Result<PathBuf> {
-    Ok(StackConfig::new(&target.stack, target.image.as_deref())?.backing)
+pub(super) fn name(target: &FsTarget) -> anyhow::Result<Place> {
+    Ok(StackConfig::new(&target.stack, target.image.as_ref())?.backing)
 }
 
 /// A file that has its name only once it is complete and durable: until then it is `NAME.partial`,

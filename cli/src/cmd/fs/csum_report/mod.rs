@@ -21,7 +21,7 @@ const MESSAGES_MAX: u64 = 256 << 20;
 
 pub(super) async fn run(rt: &Rt, args: FsCsumReport) -> anyhow::Result<Outcome> {
     let seen = read_messages(&args)?;
-    let fs = source::open_at(rt, args.image.as_deref(), &args.source).await?;
+    let fs = source::open_at(rt, args.image.as_ref(), &args.source).await?;
     let mut report = Report::default();
     for (seen, times) in seen {
         report.message(&fs, seen, times).await?;

@@ -49,8 +49,8 @@ pub(super) async fn run(rt: &Rt, mut args: FsMount) -> anyhow::Result<Outcome> {
     }
     // Before anything is opened: what has been mounted must be unmounted.
     let signals = rt.signals()?;
-    let config = StackConfig::new(&args.source.stack, image.as_deref())?;
-    let name = config.backing.display().to_string();
+    let config = StackConfig::new(&args.source.stack, image.as_ref())?;
+    let name = config.backing.to_string();
     let devices = source::devices(rt, config, &args.source.devices).await?;
     let fs = open(devices, &args).await.with_context(|| format!("no btrfs to read on {name}"))?;
     // Once it is mounted, whoever looks at it waits for us.
