@@ -66,7 +66,7 @@ impl Lost {
         Lost(format!("the server has said nothing for {} seconds", limit.as_secs()).into())
     }
 
-    fn closed() -> Lost {
+    pub(super) fn closed() -> Lost {
         Lost("the server closed the connection".into())
     }
 }

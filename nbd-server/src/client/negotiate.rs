@@ -65,7 +65,8 @@ pub(super) struct Talk<'a> {
 impl Talk<'_> {
     /// Agrees on `export`. Everything that makes it better is asked for; none of it is needed.
     pub(super) async fn negotiate(mut self, export: &str) -> Result<Terms, Refusal> {
-        let server = offer::greeting(self.intake.exact().await?)?;
+        let greeting = self.intake.head().await?.ok_or_else(Lost::closed)?;
+        let server = offer::greeting(greeting)?;
         self.say(&offer::client_flags(server)).await?;
         let structured = self.asks(option::STRUCTURED_REPLY, &[], |_, _| Ok(false)).await?;
         let structured = matches!(structured, Outcome::Ack);

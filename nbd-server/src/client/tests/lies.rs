@@ -248,3 +248,58 @@ fn a_server_that_owes_an_answer_and_is_silent_is_left() {
         });
     }
 }
+
+/// Frames that are nearly right, in any order, with bits that are wrong: every request ends.
+#[test]
+fn nearly_right_replies_end_every_request() {
+    for seed in 0..400 {
+        world(seed).run(move |rt| async move {
+            let (peer, stream) = pair();
+            let chance = rt.clone();
+            let server = rt.spawn(async move {
+                peer.agree(offer(seed % 4 != 0)).await;
+                for _ in 0..3 {
+                    peer.request().await;
+                }
+                let r = chance.prng();
+                for _ in 0..r.below(12) {
+                    let cookie = 1 + r.below(3);
+                    let done = u16::from(r.chance(1, 2));
+                    let at = 512 * (1 + r.below(2));
+                    let mut frame = match r.below(7) {
+                        0 => data(done, cookie, at, &vec![1; 512 * (1 + r.index(2))]),
+                        1 => hole(done, cookie, at, 512),
+                        2 => chunk(0, 1, cookie, &[]),
+                        3 => error(0x8001, done, cookie, 5, "why", &[]),
+                        4 => status(done, cookie, 7, &[(512, 0), (512, 3)]),
+                        5 => [simple(0, cookie), vec![2; 1024]].concat(),
+                        _ => simple(u32::from(r.chance(1, 2)) * 28, cookie),
+                    };
+                    if r.chance(1, 8) {
+                        let at = r.index(frame.len());
+                        frame[at] ^= 1 << r.below(8);
+                    }
+                    peer.say(&frame).await;
+                }
+                if r.chance(1, 2) {
+                    peer.stream.shutdown_send();
+                }
+                peer
+            });
+            let device = Rc::new(open(&rt, stream).await.expect("it is granted"));
+            let asks = [Ask::Read, Ask::Status, Ask::Read].map(|asked| {
+                let device = Rc::clone(&device);
+                rt.spawn(async move {
+                    // Without structured replies there is no status to ask for.
+                    let asked = if seed % 4 == 0 { Ask::Read } else { asked };
+                    let _ = ask(&device, asked).await;
+                })
+            });
+            for asked in asks {
+                asked.await;
+            }
+            assert_eq!(device.link().in_flight(), 0);
+            drop(server.await);
+        });
+    }
+}
