@@ -8,7 +8,8 @@ use varve_block::{
 };
 use varve_nbd_server::{NbdDevice, NbdOptions};
 
-/// The lowest device of a stack. A match, and not a box: requests to a file cost what they did.
+/// The lowest device of a stack. A request to a file costs what it would cost without the other: a match
+/// and no box; so one to an export, which waits for another program, is the one that is boxed.
 pub(crate) enum Bottom {
     File(FileDevice),
     Nbd(NbdDevice),
@@ -42,49 +43,49 @@ impl BlockDevice for Bottom {
     async fn read(&self, at: Sector, buf: IoBuf) -> Result<IoBuf> {
         match self {
             Bottom::File(device) => device.read(at, buf).await,
-            Bottom::Nbd(device) => device.read(at, buf).await,
+            Bottom::Nbd(device) => Box::pin(device.read(at, buf)).await,
         }
     }
 
     async fn write(&self, at: Sector, data: Data, how: Durability) -> Result<Data> {
         match self {
             Bottom::File(device) => device.write(at, data, how).await,
-            Bottom::Nbd(device) => device.write(at, data, how).await,
+            Bottom::Nbd(device) => Box::pin(device.write(at, data, how)).await,
         }
     }
 
     async fn flush(&self) -> Result<()> {
         match self {
             Bottom::File(device) => device.flush().await,
-            Bottom::Nbd(device) => device.flush().await,
+            Bottom::Nbd(device) => Box::pin(device.flush()).await,
         }
     }
 
     async fn discard(&self, range: Extent) -> Result<()> {
         match self {
             Bottom::File(device) => device.discard(range).await,
-            Bottom::Nbd(device) => device.discard(range).await,
+            Bottom::Nbd(device) => Box::pin(device.discard(range)).await,
         }
     }
 
     async fn write_zeroes(&self, range: Extent, how: Zero) -> Result<()> {
         match self {
             Bottom::File(device) => device.write_zeroes(range, how).await,
-            Bottom::Nbd(device) => device.write_zeroes(range, how).await,
+            Bottom::Nbd(device) => Box::pin(device.write_zeroes(range, how)).await,
         }
     }
 
     async fn extents(&self, range: Extent, limit: usize) -> Result<Vec<ExtentStatus>> {
         match self {
             Bottom::File(device) => device.extents(range, limit).await,
-            Bottom::Nbd(device) => device.extents(range, limit).await,
+            Bottom::Nbd(device) => Box::pin(device.extents(range, limit)).await,
         }
     }
 
     async fn prefetch(&self, range: Extent) -> Result<()> {
         match self {
             Bottom::File(device) => device.prefetch(range).await,
-            Bottom::Nbd(device) => device.prefetch(range).await,
+            Bottom::Nbd(device) => Box::pin(device.prefetch(range)).await,
         }
     }
 }
