@@ -6,6 +6,7 @@
 mod bounded;
 mod cryptsetup;
 mod dm_integrity;
+mod exports;
 mod fio;
 mod golden;
 mod integrity;

@@ -5,6 +5,7 @@
 mod cache;
 mod crypt;
 mod export;
+mod exported;
 mod s26;
 mod scenarios;
 mod soak;

@@ -2,6 +2,7 @@
 
 pub mod cache;
 pub mod crypt;
+pub mod exported;
 pub mod mutant;
 
 use std::error::Error;
