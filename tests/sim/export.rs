@@ -1,5 +1,6 @@
 //! The export over a simulated disk, and proof that the harness sees what it is for.
 
+use crate::promises::{answers_with_errors, shows_a_lie_about_flush, survives_power_cuts};
 use std::rc::Rc;
 use varve_block::export::Sabotage;
 use varve_tests::fault::Plan;
@@ -9,13 +10,7 @@ use varve_tests::world::{Ops, Violation, World, must_fail, ops, seeds};
 #[test]
 fn a_disk_keeps_its_promises_through_power_cuts() {
     let stack = Rc::new(stack::bare());
-    let mut cuts = 0;
-    for seed in seeds(40) {
-        let report = World::new(seed).faults(Plan::power_cuts()).run(&stack, ops(300));
-        assert_eq!(report.errors, 0);
-        cuts += report.cuts;
-    }
-    assert!(cuts > 0);
+    survives_power_cuts(&stack, 40);
 }
 
 #[test]
@@ -37,21 +32,13 @@ fn sectors_that_a_cut_made_unreadable_are_only_those_that_were_not_durable() {
 #[test]
 fn requests_that_fail_leave_old_or_new_bytes() {
     let stack = Rc::new(stack::blocks_of_4096());
-    let mut errors = 0;
-    for seed in seeds(30) {
-        errors += World::new(seed).faults(Plan::io_errors()).run(&stack, ops(300)).errors;
-    }
-    assert!(errors > 0);
+    answers_with_errors(&stack, Plan::io_errors, 30);
 }
 
 #[test]
 fn after_a_failed_flush_nothing_is_promised_and_nothing_is_believed() {
     let stack = Rc::new(stack::bare());
-    let mut errors = 0;
-    for seed in seeds(30) {
-        errors += World::new(seed).faults(Plan::flush_fails()).run(&stack, ops(300)).errors;
-    }
-    assert!(errors > 0);
+    answers_with_errors(&stack, Plan::flush_fails, 30);
 }
 
 #[test]
@@ -118,7 +105,5 @@ fn forgotten_fua_is_caught() {
 #[test]
 fn s28_a_disk_that_lies_about_flush_is_caught() {
     let stack = Rc::new(stack::bare());
-    let plan = Plan::flushes_are_lies();
-    let failure = must_fail("a lie about flush", &plan, &stack, ops(300));
-    assert!(matches!(failure.what, Violation::Bytes(w) if w.when == "after the crash"));
+    shows_a_lie_about_flush(&stack);
 }

@@ -6,6 +6,7 @@ mod cache;
 mod crypt;
 mod export;
 mod exported;
+mod promises;
 mod s26;
 mod scenarios;
 mod soak;
